@@ -1,0 +1,19 @@
+# Compiler flags shared by every target. Faster tools are used where they are present.
+find_program(TESSERA_CCACHE ccache)
+if(TESSERA_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${TESSERA_CCACHE})
+endif()
+find_program(TESSERA_MOLD mold)
+if(TESSERA_MOLD)
+  add_link_options(-fuse-ld=mold)
+endif()
+
+# Law 1 (row invariance) needs the written order of operations: no contraction, fma is written out.
+add_compile_options(-ffp-contract=off -fno-math-errno -fstack-protector-strong -Wall -Wextra)
+if(TESSERA_WERROR)
+  add_compile_options(-Werror)
+endif()
+if(TESSERA_SANITIZE)
+  add_compile_options(-fsanitize=${TESSERA_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${TESSERA_SANITIZE})
+endif()

@@ -1,0 +1,68 @@
+#include "simd/isa.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+namespace tessera::simd {
+namespace {
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512bf16"};
+
+std::string supported_names() {
+  std::string names;
+  for (Isa isa : supported_isas()) names += (names.empty() ? "" : ", ") + std::string(name(isa));
+  return names;
+}
+}  // namespace
+
+const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+Result<Isa> parse_isa(const char* text) {
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (std::strcmp(kNames[i], text) == 0) return static_cast<Isa>(i);
+  }
+  return invalid_argument("TESSERA_ISA='" + std::string(text) +
+                              "' is unknown; known: scalar, avx2, avx512, avx512bf16",
+                          "TESSERA_ISA");
+}
+
+bool supported(Isa isa) {
+#if defined(__x86_64__)
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+      __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  switch (isa) {
+    case Isa::scalar: return true;
+    case Isa::avx2: return avx2;
+    case Isa::avx512: return avx512;
+    case Isa::avx512bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
+#else
+  return isa == Isa::scalar;
+#endif
+}
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> isas;
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (supported(static_cast<Isa>(i))) isas.push_back(static_cast<Isa>(i));
+  }
+  return isas;
+}
+
+Result<Isa> requested_isa() {
+  const char* text = std::getenv("TESSERA_ISA");
+  if (text == nullptr || *text == '\0') return supported_isas().back();
+  TESSERA_ASSIGN_OR_RETURN(const Isa isa, parse_isa(text));
+  if (!supported(isa)) {
+    return unsupported("TESSERA_ISA=" + std::string(text) + ": this machine has only " + supported_names(),
+                       "TESSERA_ISA");
+  }
+  return isa;
+}
+
+}  // namespace tessera::simd
