@@ -12,14 +12,16 @@ namespace tessera {
 enum class DType : uint8_t { f32, f16, bf16, i8, i32, q4_0, q4_1, q8_0 };
 
 struct DTypeInfo {
-  const char* name;     // "f32", "q4_1"
-  int block_elements;   // 1 for plain types, 32 for the blocks
-  int block_bytes;      // bytes of one block
+  const char* name;    // "f32", "q4_1"
+  int block_elements;  // 1 for plain types, 32 for the blocks
+  int block_bytes;     // bytes of one block
   bool quantized;
 };
 
 const DTypeInfo& info(DType dtype);
-inline const char* name(DType dtype) { return info(dtype).name; }
+inline const char* name(DType dtype) {
+  return info(dtype).name;
+}
 // "f32", "bf16"...; an unknown name is an invalid_argument that lists the known ones.
 Result<DType> parse_dtype(const char* text);
 

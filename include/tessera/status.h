@@ -1,7 +1,8 @@
 // How every Tessera function reports a caller's mistake, a bad file or a lack of resources.
 //
-// A Status is a code and one line of text that names the field, the value, the limit and the remedy. The library
-// never prints, exits or throws across its public boundary; bugs in Tessera itself are CHECKs (core/check.h).
+// A Status is a code and one line of text that names the field, the value, the limit and the remedy. The
+// library never prints, exits or throws across its public boundary; bugs in Tessera itself are CHECKs
+// (core/check.h).
 #pragma once
 
 #include <cstdlib>
@@ -47,11 +48,15 @@ class [[nodiscard]] Status {
 inline Status invalid_argument(std::string message, std::string field = {}) {
   return Status(StatusCode::invalid_argument, std::move(message), std::move(field));
 }
-inline Status bad_file(std::string message) { return Status(StatusCode::bad_file, std::move(message)); }
+inline Status bad_file(std::string message) {
+  return Status(StatusCode::bad_file, std::move(message));
+}
 inline Status unsupported(std::string message, std::string field = {}) {
   return Status(StatusCode::unsupported, std::move(message), std::move(field));
 }
-inline Status not_found(std::string message) { return Status(StatusCode::not_found, std::move(message)); }
+inline Status not_found(std::string message) {
+  return Status(StatusCode::not_found, std::move(message));
+}
 inline Status resource_exhausted(std::string message) {
   return Status(StatusCode::resource_exhausted, std::move(message));
 }
@@ -60,9 +65,9 @@ inline Status resource_exhausted(std::string message) {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                   // NOLINT: implicit on purpose
-  Result(Status status) : status_(std::move(status)) {            // NOLINT: implicit on purpose
-    if (status_.ok()) std::abort();                               // an ok Result needs a value
+  Result(T value) : value_(std::move(value)) {}         // NOLINT: implicit on purpose
+  Result(Status status) : status_(std::move(status)) {  // NOLINT: implicit on purpose
+    if (status_.ok()) std::abort();                     // an ok Result needs a value
   }
 
   bool ok() const { return value_.has_value(); }
@@ -89,10 +94,10 @@ class [[nodiscard]] Result {
 }  // namespace tessera
 
 // Returns the Status of `expr` from the enclosing function if it is not ok.
-#define TESSERA_RETURN_IF_ERROR(expr)                    \
-  do {                                                   \
-    ::tessera::Status tessera_status_ = (expr);          \
-    if (!tessera_status_.ok()) return tessera_status_;   \
+#define TESSERA_RETURN_IF_ERROR(expr)                  \
+  do {                                                 \
+    ::tessera::Status tessera_status_ = (expr);        \
+    if (!tessera_status_.ok()) return tessera_status_; \
   } while (false)
 
 #define TESSERA_CONCAT_INNER_(a, b) a##b

@@ -1,10 +1,11 @@
 // AttentionProblem: everything that decides what attention computes. Plain data; no pointer is owned.
 //
 // Conventions that hold in every kernel and in the reference:
-//   q [batch, seqlen_q, heads, head_dim], k [.., kv_heads, head_dim], v [.., kv_heads, v_head_dim]; strides in elements.
-//   Query head h reads kv head h / (heads / kv_heads).
-//   A key at position j is visible to a query at position i iff
-//     (!causal || j <= i) && (window_left < 0 || j >= i - window_left) && (window_right < 0 || j <= i + window_right).
+//   q [batch, seqlen_q, heads, head_dim], k [.., kv_heads, head_dim], v [.., kv_heads, v_head_dim]; strides
+//   in elements. Query head h reads kv head h / (heads / kv_heads). A key at position j is visible to a query
+//   at position i iff
+//     (!causal || j <= i) && (window_left < 0 || j >= i - window_left) && (window_right < 0 || j <= i +
+//     window_right).
 //   Without explicit positions, query row r stands at r + seqlen_k - seqlen_q (bottom-right aligned).
 //   A row with no visible key gives 0 and LSE = -inf. LSE is the natural logarithm.
 //   score = scale * q.k, then softcap (cap * tanh(score / cap)) when softcap > 0, then ALiBi, then the mask.
@@ -35,10 +36,10 @@ struct AttentionProblem {
   int kv_heads = 0;
   int head_dim = 0;
   int v_head_dim = 0;
-  DType dtype = DType::f32;     // of k and v as stored; q and o are f32 on the CPU's engine path
-  float scale = 0.0f;           // REQUIRES: finite; callers pass 1/sqrt(head_dim) explicitly
+  DType dtype = DType::f32;  // of k and v as stored; q and o are f32 on the CPU's engine path
+  float scale = 0.0f;        // REQUIRES: finite; callers pass 1/sqrt(head_dim) explicitly
   Mask mask;
-  float softcap = 0.0f;         // 0: off
+  float softcap = 0.0f;                 // 0: off
   const float* alibi_slopes = nullptr;  // [heads] or null
 };
 

@@ -1,7 +1,8 @@
 // CHECK: a condition that only a bug in Tessera can break.
 //
-// With TESSERA_DEBUG_CHECKS (presets dev, asan) a failure aborts with its place; otherwise it throws InternalError,
-// which the engine's step boundary catches: the requests of that step end with an error and the process goes on.
+// With TESSERA_DEBUG_CHECKS (presets dev, asan) a failure aborts with its place; otherwise it throws
+// InternalError, which the engine's step boundary catches: the requests of that step end with an error and
+// the process goes on.
 #pragma once
 
 #include <stdexcept>
@@ -18,11 +19,12 @@ class InternalError : public std::runtime_error {
 
 }  // namespace tessera
 
-#define TESSERA_CHECK(condition)                                                             \
-  do {                                                                                       \
+#define TESSERA_CHECK(condition)                                                                        \
+  do {                                                                                                  \
     if (__builtin_expect(!(condition), 0)) ::tessera::check_failed(__FILE__, __LINE__, #condition, {}); \
   } while (false)
-#define TESSERA_CHECK_MSG(condition, detail)                                                 \
-  do {                                                                                       \
-    if (__builtin_expect(!(condition), 0)) ::tessera::check_failed(__FILE__, __LINE__, #condition, (detail)); \
+#define TESSERA_CHECK_MSG(condition, detail)                             \
+  do {                                                                   \
+    if (__builtin_expect(!(condition), 0))                               \
+      ::tessera::check_failed(__FILE__, __LINE__, #condition, (detail)); \
   } while (false)

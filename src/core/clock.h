@@ -8,7 +8,7 @@ namespace tessera {
 class Clock {
  public:
   virtual ~Clock() = default;
-  virtual int64_t now_ns() = 0;      // monotonic, thread-safe
+  virtual int64_t now_ns() = 0;        // monotonic, thread-safe
   virtual int64_t unix_seconds() = 0;  // wall clock, for `created` fields
 };
 Clock& system_clock();

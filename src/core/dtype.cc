@@ -7,8 +7,8 @@ namespace tessera {
 namespace {
 // In the order of the enum.
 constexpr DTypeInfo kInfo[] = {
-    {"f32", 1, 4, false},   {"f16", 1, 2, false},    {"bf16", 1, 2, false},   {"i8", 1, 1, false},
-    {"i32", 1, 4, false},   {"q4_0", 32, 18, true},  {"q4_1", 32, 20, true},  {"q8_0", 32, 34, true},
+    {"f32", 1, 4, false}, {"f16", 1, 2, false},   {"bf16", 1, 2, false},  {"i8", 1, 1, false},
+    {"i32", 1, 4, false}, {"q4_0", 32, 18, true}, {"q4_1", 32, 20, true}, {"q8_0", 32, 34, true},
 };
 uint32_t bits_of(float value) {
   uint32_t bits;
@@ -22,7 +22,9 @@ float float_of(uint32_t bits) {
 }
 }  // namespace
 
-const DTypeInfo& info(DType dtype) { return kInfo[static_cast<size_t>(dtype)]; }
+const DTypeInfo& info(DType dtype) {
+  return kInfo[static_cast<size_t>(dtype)];
+}
 
 Result<DType> parse_dtype(const char* text) {
   std::string known;

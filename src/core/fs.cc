@@ -25,10 +25,11 @@ class PosixFile final : public File {
     while (done < out.size()) {
       const ssize_t got = pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return bad_file(format("{}: reading at byte {}: {}", path_, offset + done, strerror(errno)));
+      if (got < 0)
+        return bad_file(format("{}: reading at byte {}: {}", path_, offset + done, strerror(errno)));
       if (got == 0) {
-        return bad_file(format("{}: ends at byte {}, needed up to byte {}", path_, offset + done,
-                               offset + out.size()));
+        return bad_file(
+            format("{}: ends at byte {}, needed up to byte {}", path_, offset + done, offset + out.size()));
       }
       done += static_cast<size_t>(got);
     }

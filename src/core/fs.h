@@ -27,7 +27,8 @@ class FileSystem {
 FileSystem& system_files();
 
 // The whole of a small file. Larger than `limit` bytes is an error.
-Result<std::string> read_text_file(const std::string& path, uint64_t limit, FileSystem& files = system_files());
+Result<std::string> read_text_file(const std::string& path, uint64_t limit,
+                                   FileSystem& files = system_files());
 
 // Lower-case hex SHA-256 of a file, read in pieces.
 Result<std::string> sha256_file(File& file);

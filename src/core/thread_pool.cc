@@ -55,7 +55,9 @@ bool spin_until(Ready&& ready, int microseconds) {
 
 }  // namespace
 
-int ThreadPool::allowed_cpus() { return static_cast<int>(allowed_cpu_list().size()); }
+int ThreadPool::allowed_cpus() {
+  return static_cast<int>(allowed_cpu_list().size());
+}
 
 ThreadPool::ThreadPool(ThreadPoolOptions options) : spin_us_(options.spin_us), pin_(options.pin) {
   cpus_ = allowed_cpu_list();

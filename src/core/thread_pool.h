@@ -1,8 +1,8 @@
 // A fork-join pool for steps of a few microseconds.
 //
-// Persistent workers, the caller is worker 0. A fork-join costs ~0.1 us while the workers still spin and one futex
-// wake when they sleep. Waiting is bounded: spin, then yield, then sleep, so an idle pool uses no CPU and a stolen
-// core delays nobody for ever.
+// Persistent workers, the caller is worker 0. A fork-join costs ~0.1 us while the workers still spin and one
+// futex wake when they sleep. Waiting is bounded: spin, then yield, then sleep, so an idle pool uses no CPU
+// and a stolen core delays nobody for ever.
 //
 // Invariants:
 //  1. At most one run() is in flight; nested or concurrent use is a CHECK.
@@ -22,9 +22,9 @@
 namespace tessera {
 
 struct ThreadPoolOptions {
-  int threads = 0;    // workers, the caller included; 0: one for each CPU of the allowed mask
-  bool pin = false;   // pin workers 1.. to CPUs of the allowed mask (never outside it)
-  int spin_us = 50;   // how long a worker spins for the next job before it sleeps
+  int threads = 0;   // workers, the caller included; 0: one for each CPU of the allowed mask
+  bool pin = false;  // pin workers 1.. to CPUs of the allowed mask (never outside it)
+  int spin_us = 50;  // how long a worker spins for the next job before it sleeps
 };
 
 class ThreadPool {
@@ -44,9 +44,9 @@ class ThreadPool {
                const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
-  // Calls fn(begin, end, worker) over disjoint pieces that cover [0, count). Worker t owns the t-th part and takes
-  // it `grain` at a time; who is done steals from the others. Ownership is the same in every call, so a worker
-  // meets the same weights in each step.
+  // Calls fn(begin, end, worker) over disjoint pieces that cover [0, count). Worker t owns the t-th part and
+  // takes it `grain` at a time; who is done steals from the others. Ownership is the same in every call, so a
+  // worker meets the same weights in each step.
   template <typename F>
   void parallel_for(int64_t count, int64_t grain, F&& fn) {
     if (count <= 0) return;

@@ -1,4 +1,5 @@
-// Service: a loaded model with its tokenizer, template and engine; all that the server and the command line see.
+// Service: a loaded model with its tokenizer, template and engine; all that the server and the command line
+// see.
 #pragma once
 
 #include <cstdint>
@@ -20,20 +21,21 @@ enum class Compute { quantized, f32 };
 struct ServiceOptions {
   // Behaviour.
   std::string model_path;
-  std::string alias;                       // "": the file's name without folder and .gguf
-  Compute compute = Compute::quantized;    // f32: the exact arithmetic (dequantised weights, f32 activations and KV)
-  std::string kv_cache_dtype = "auto";     // auto: bf16, or f32 with Compute::f32
-  int max_model_len = 0;                   // per request; 0: the model's own
-  std::string chat_template;               // Jinja source that replaces the model's own; "": the model's
-  bool prefix_caching = true;              // keep finished sequences' K/V in the tree and share across requests
-  bool kv_sharing = true;                  // false: no block is ever shared (each sequence its own copy)
-  uint64_t seed = 0;                       // of requests that give none; 0: drawn from the system
+  std::string alias;  // "": the file's name without folder and .gguf
+  Compute compute =
+      Compute::quantized;  // f32: the exact arithmetic (dequantised weights, f32 activations and KV)
+  std::string kv_cache_dtype = "auto";  // auto: bf16, or f32 with Compute::f32
+  int max_model_len = 0;                // per request; 0: the model's own
+  std::string chat_template;            // Jinja source that replaces the model's own; "": the model's
+  bool prefix_caching = true;           // keep finished sequences' K/V in the tree and share across requests
+  bool kv_sharing = true;               // false: no block is ever shared (each sequence its own copy)
+  uint64_t seed = 0;                    // of requests that give none; 0: drawn from the system
   // Performance.
-  int threads = 0;                         // 0: one for each allowed CPU
+  int threads = 0;  // 0: one for each allowed CPU
   int max_num_seqs = 32;
-  int max_num_batched_tokens = 256;        // rows of one step: all decodes, then prefill chunks
-  int64_t kv_cache_memory_bytes = 0;       // 0: chosen from free memory, and said in the log
-  bool two_phase = true;                   // false: shared blocks are walked once per sequence, same bits
+  int max_num_batched_tokens = 256;   // rows of one step: all decodes, then prefill chunks
+  int64_t kv_cache_memory_bytes = 0;  // 0: chosen from free memory, and said in the log
+  bool two_phase = true;              // false: shared blocks are walked once per sequence, same bits
   Batching batching = Batching::continuous;
   int max_queued_requests = 1024;
   LogSink log;
@@ -42,16 +44,16 @@ struct ServiceOptions {
 struct ChatMessage {
   std::string role;
   std::string content;
-  std::string name;                        // optional
+  std::string name;  // optional
 };
 
 struct ModelCard {
-  std::string id;                          // the alias
+  std::string id;  // the alias
   std::string path;
   std::string architecture;
   int vocab_size = 0;
   int max_model_len = 0;
-  int64_t created = 0;                     // unix seconds of loading
+  int64_t created = 0;  // unix seconds of loading
 };
 
 // All counters since the start; gauges as of now. Thread-safe to read (a copy).
@@ -63,14 +65,15 @@ struct MetricsSnapshot {
   int block_tokens = 0;
   // Counters.
   uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0;
-  uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;    // in tokens
+  uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;  // in tokens
   uint64_t preemptions = 0, steps = 0, evicted_blocks = 0, nan_aborts = 0;
-  uint64_t attention_blocks_read = 0;       // K/V block reads by the kernels, per layer and kv head group counted once
+  uint64_t attention_blocks_read =
+      0;  // K/V block reads by the kernels, per layer and kv head group counted once
   uint64_t finished_stop = 0, finished_length = 0, finished_abort = 0, finished_error = 0, rejected = 0;
   // Histograms: cumulative counts for `bounds`, then +Inf; the sum.
   struct Histogram {
     std::vector<double> bounds;
-    std::vector<uint64_t> counts;           // [bounds.size() + 1], not cumulative
+    std::vector<uint64_t> counts;  // [bounds.size() + 1], not cumulative
     double sum = 0;
     uint64_t count = 0;
   };
@@ -88,7 +91,8 @@ class Service {
   virtual Limits limits() const = 0;
 
   // Text to ids. Special tokens in the text are plain text unless `parse_special`.
-  virtual Result<std::vector<int32_t>> tokenize(std::string_view text, bool add_special, bool parse_special) const = 0;
+  virtual Result<std::vector<int32_t>> tokenize(std::string_view text, bool add_special,
+                                                bool parse_special) const = 0;
   virtual Result<std::string> detokenize(const std::vector<int32_t>& tokens) const = 0;
   // The bytes of one token, as the API's `bytes` field wants them (may be part of a code point).
   virtual std::string token_bytes(int32_t token) const = 0;
@@ -96,14 +100,15 @@ class Service {
   virtual Result<std::vector<int32_t>> render_chat(const std::vector<ChatMessage>& messages,
                                                    bool add_generation_prompt) const = 0;
 
-  // Validates and queues. The Status is invalid_argument (names the field), resource_exhausted (queue full) or
-  // unavailable (draining). After ok the sink hears exactly one `last` output.
+  // Validates and queues. The Status is invalid_argument (names the field), resource_exhausted (queue full)
+  // or unavailable (draining). After ok the sink hears exactly one `last` output.
   virtual Status submit(Request request, OutputSink sink) = 0;
   // Frees its blocks within one step; the sink hears `cancelled`. Unknown ids are ignored.
   virtual void cancel(const std::string& id) = 0;
 
   virtual MetricsSnapshot metrics() const = 0;
-  // Stops admission; returns when the running requests have ended or `deadline_ms` is over (they are then cancelled).
+  // Stops admission; returns when the running requests have ended or `deadline_ms` is over (they are then
+  // cancelled).
   virtual void drain(int deadline_ms) = 0;
 };
 

@@ -15,30 +15,35 @@ std::string supported_names() {
 }
 }  // namespace
 
-const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+const char* name(Isa isa) {
+  return kNames[static_cast<int>(isa)];
+}
 
 Result<Isa> parse_isa(const char* text) {
   for (int i = 0; i < kIsaCount; ++i) {
     if (std::strcmp(kNames[i], text) == 0) return static_cast<Isa>(i);
   }
-  return invalid_argument("TESSERA_ISA='" + std::string(text) +
-                              "' is unknown; known: scalar, avx2, avx512, avx512bf16",
-                          "TESSERA_ISA");
+  return invalid_argument(
+      "TESSERA_ISA='" + std::string(text) + "' is unknown; known: scalar, avx2, avx512, avx512bf16",
+      "TESSERA_ISA");
 }
 
 bool supported(Isa isa) {
 #if defined(__x86_64__)
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-      __builtin_cpu_supports("bmi2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
   switch (isa) {
-    case Isa::scalar: return true;
-    case Isa::avx2: return avx2;
-    case Isa::avx512: return avx512;
-    case Isa::avx512bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::scalar:
+      return true;
+    case Isa::avx2:
+      return avx2;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx512bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
   }
   return false;
 #else

@@ -13,11 +13,11 @@ inline constexpr int kIsaCount = 4;
 
 const char* name(Isa isa);
 Result<Isa> parse_isa(const char* text);
-bool supported(Isa isa);          // by this machine
+bool supported(Isa isa);            // by this machine
 std::vector<Isa> supported_isas();  // rising
 
-// TESSERA_ISA if it is set, else the best supported. An unknown or unsupported name is an error that lists what
-// this machine has.
+// TESSERA_ISA if it is set, else the best supported. An unknown or unsupported name is an error that lists
+// what this machine has.
 Result<Isa> requested_isa();
 
 }  // namespace tessera::simd

@@ -28,9 +28,9 @@ TEST(DType, EveryHalfSurvivesTheRoundTrip) {
 }
 
 TEST(DType, RoundsToNearestEven) {
-  EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f), f32_to_f16(1.0f));              // a tie, to even
+  EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f), f32_to_f16(1.0f));                // a tie, to even
   EXPECT_EQ(f32_to_f16(1.0f + 3 * 0x1p-11f), f32_to_f16(1.0f + 0x1p-9f));  // a tie, to even
-  EXPECT_EQ(f32_to_f16(65520.0f), 0x7c00);                                // overflows to infinity
+  EXPECT_EQ(f32_to_f16(65520.0f), 0x7c00);                                 // overflows to infinity
   EXPECT_EQ(f32_to_f16(65519.0f), 0x7bff);
   EXPECT_EQ(f32_to_bf16(1.0f + 0x1p-8f), f32_to_bf16(1.0f));
   EXPECT_EQ(bf16_to_f32(f32_to_bf16(-3.5f)), -3.5f);
