@@ -9,7 +9,8 @@ if(TESSERA_MOLD)
 endif()
 
 # Law 1 (row invariance) needs the written order of operations: no contraction, fma is written out.
-add_compile_options(-ffp-contract=off -fno-math-errno -fstack-protector-strong -Wall -Wextra)
+add_compile_options(-ffp-contract=off -fno-math-errno -fstack-protector-strong -Wall -Wextra
+  -Wno-missing-field-initializers)  # designated initialisers leave defaults out on purpose
 if(TESSERA_WERROR)
   add_compile_options(-Werror)
 endif()
