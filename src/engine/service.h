@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -67,8 +68,10 @@ struct MetricsSnapshot {
   uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0;
   uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;  // in tokens
   uint64_t preemptions = 0, steps = 0, evicted_blocks = 0, nan_aborts = 0;
-  uint64_t attention_blocks_read =
-      0;  // K/V block reads by the kernels, per layer and kv head group counted once
+  uint64_t attention_blocks_read = uint64_t attention_shared_blocks_read =
+      0;                                           // of those, read once for several sequences
+  double attention_seconds = 0, step_seconds = 0;  // time inside attention and inside whole model steps
+  0;  // K/V block reads by the kernels, per layer and kv head group counted once
   uint64_t finished_stop = 0, finished_length = 0, finished_abort = 0, finished_error = 0, rejected = 0;
   // Histograms: cumulative counts for `bounds`, then +Inf; the sum.
   struct Histogram {
@@ -82,13 +85,10 @@ struct MetricsSnapshot {
       request_params_max_tokens;
 };
 
-// Thread-safe: every function may be called from any thread.
-class Service {
+// The text side of a model: tokenizer and chat template. Thread-safe.
+class TextService {
  public:
-  virtual ~Service() = default;
-
-  virtual const ModelCard& card() const = 0;
-  virtual Limits limits() const = 0;
+  virtual ~TextService() = default;
 
   // Text to ids. Special tokens in the text are plain text unless `parse_special`.
   virtual Result<std::vector<int32_t>> tokenize(std::string_view text, bool add_special,
@@ -99,6 +99,13 @@ class Service {
   // Renders the chat template and encodes it; only the template's own special tokens become special ids.
   virtual Result<std::vector<int32_t>> render_chat(const std::vector<ChatMessage>& messages,
                                                    bool add_generation_prompt) const = 0;
+};
+
+// Thread-safe: every function may be called from any thread.
+class Service : public TextService {
+ public:
+  virtual const ModelCard& card() const = 0;
+  virtual Limits limits() const = 0;
 
   // Validates and queues. The Status is invalid_argument (names the field), resource_exhausted (queue full)
   // or unavailable (draining). After ok the sink hears exactly one `last` output.
@@ -111,6 +118,9 @@ class Service {
   // cancelled).
   virtual void drain(int deadline_ms) = 0;
 };
+
+// Loads only the tokenizer and the template of a model file.
+Result<std::unique_ptr<TextService>> load_text(const std::string& model_path);
 
 // Loads the model; `progress` (may be empty) hears fractions in [0, 1].
 Result<std::unique_ptr<Service>> load_service(const ServiceOptions& options,
