@@ -68,10 +68,9 @@ struct MetricsSnapshot {
   uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0;
   uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;  // in tokens
   uint64_t preemptions = 0, steps = 0, evicted_blocks = 0, nan_aborts = 0;
-  uint64_t attention_blocks_read = uint64_t attention_shared_blocks_read =
-      0;                                           // of those, read once for several sequences
+  uint64_t attention_blocks_read = 0;              // K/V blocks, per layer and kv head group counted once
+  uint64_t attention_shared_blocks_read = 0;       // of those, read once for several sequences
   double attention_seconds = 0, step_seconds = 0;  // time inside attention and inside whole model steps
-  0;  // K/V block reads by the kernels, per layer and kv head group counted once
   uint64_t finished_stop = 0, finished_length = 0, finished_abort = 0, finished_error = 0, rejected = 0;
   // Histograms: cumulative counts for `bounds`, then +Inf; the sum.
   struct Histogram {
