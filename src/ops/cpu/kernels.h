@@ -1,0 +1,72 @@
+// The CPU kernels of ops: one table of functions for each ISA, one row or one register tile a call.
+// Everything above them (threads, tiles, ragged edges) is written once, in the *_cpu.cc of each op.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/quant_layout.h"
+
+namespace tessera::simd {
+enum class Isa : int;
+}
+
+namespace tessera::ops {
+
+// y[r * y_stride + lane] = (add: +=) the dot product of row r and lane of a panel, r < rows, lane < 16.
+// `panel` is 64-byte aligned; reading (prefetching) past its end is allowed, loading is not.
+struct BlockArgs {
+  const uint8_t* panel;
+  int64_t blocks;       // k / 32
+  const uint8_t* tile;  // quantised rows, a whole tile of `rows` rows
+  int rows;             // 1..8
+  float* y;
+  int64_t y_stride;
+  bool add;
+};
+using BlockKernel = void (*)(const BlockArgs& args);
+
+// The same of plain elements, for `panels` (1 or 2) panels `panel_step` bytes apart: lane < 16 * panels.
+struct PlainArgs {
+  const uint8_t* panel;
+  int64_t panel_step;
+  int panels;
+  int64_t k;
+  const float* x;
+  int64_t x_stride;
+  int rows;  // 1..8
+  float* y;
+  int64_t y_stride;
+  bool add;
+};
+using PlainKernel = void (*)(const PlainArgs& args);
+
+struct Kernels {
+  const char* isa;  // whose instructions they are
+  BlockKernel q4_0, q4_1, q8_0;
+  PlainKernel f32, f16, bf16;
+
+  void (*quantize)(const float* x, int64_t blocks, const QuantizedRowPointer& out);
+  // y may be x.
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float epsilon, float* y);
+  void (*rms_norm_quantized)(const float* x, const float* weight, int64_t n, float epsilon,
+                             const QuantizedRowPointer& out);
+  void (*add)(const float* x, int64_t n, float* y);  // y += x
+  void (*silu)(const float* x, int64_t n, float* y);
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* y);
+  void (*rope_half)(float* x, const float* cos_sin, int64_t half);  // cos [half], sin [half]
+  void (*rope_interleaved)(float* x, const float* cos_sin, int64_t half);
+  int64_t (*argmax)(const float* x, int64_t n);  // -1 when a NaN is among them
+  bool (*any_nonfinite)(const float* x, int64_t n);
+};
+
+// REQUIRES: the machine supports `isa`. avx512bf16 has no kernels of its own here: integer dots are the same,
+// and bf16 weights are widened, because rounding the activations to bf16 would change the result.
+const Kernels& kernels_for(simd::Isa isa);
+// Of TESSERA_ISA or the best ISA; read once.
+const Kernels& kernels();
+
+extern const Kernels kKernelsScalar;
+extern const Kernels kKernelsAvx2;
+extern const Kernels kKernelsAvx512;
+
+}  // namespace tessera::ops
