@@ -7,6 +7,17 @@ namespace tessera::ops {
 
 const Kernels& kernels_for(simd::Isa isa) {
   TESSERA_CHECK(simd::supported(isa));
+#if defined(__x86_64__)
+  switch (isa) {
+    case simd::Isa::scalar:
+      return kKernelsScalar;
+    case simd::Isa::avx2:
+      return kKernelsAvx2;
+    case simd::Isa::avx512:
+    case simd::Isa::avx512bf16:
+      return kKernelsAvx512;
+  }
+#endif
   return kKernelsScalar;
 }
 

@@ -1,3 +1,4 @@
+// The linear kernels of this ISA, for its table in rows_scalar.cc.
 #pragma once
 
 #include "ops/cpu/kernels.h"
