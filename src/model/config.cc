@@ -14,7 +14,8 @@ int64_t ModelConfig::kv_elements_per_token() const {
 }
 
 Result<ModelLayout> layout_from_gguf(const GgufFile& gguf) {
-  TESSERA_ASSIGN_OR_RETURN(const std::string architecture, gguf.get<std::string>("general.architecture"));
+  TESSERA_ASSIGN_OR_RETURN(const std::string_view architecture,
+                           gguf.get<std::string_view>("general.architecture"));
   if (architecture == "llama") return llama_layout(gguf);
   return unsupported(
       format("{}: general.architecture is {}; known: llama", gguf.file_name(), quote_text(architecture)));

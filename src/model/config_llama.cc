@@ -64,7 +64,7 @@ class LlamaReader {
     ModelConfig& config = layout_.config;
     StackConfig& stack = config.stacks.emplace_back();
     config.architecture = "llama";
-    TESSERA_ASSIGN_OR_RETURN(config.name, gguf_.get_or<std::string>("general.name", ""));
+    TESSERA_ASSIGN_OR_RETURN(config.name, gguf_.get_or<std::string_view>("general.name", ""));
     // Every layer has its tensors, so their number bounds the layers before anything is sized by them.
     const uint32_t most_layers = static_cast<uint32_t>(gguf_.tensors().size() / std::size(kTensorsOfLayer));
     TESSERA_RETURN_IF_ERROR(number("block_count", 1, std::max(most_layers, 1u), &stack.layers));
@@ -122,7 +122,8 @@ class LlamaReader {
     }
     TESSERA_RETURN_IF_ERROR(positive("rope.freq_base", 10000.0f, &rope.base));
     const std::string scaling_key = key("rope.scaling.type");
-    TESSERA_ASSIGN_OR_RETURN(const std::string scaling, gguf_.get_or<std::string>(scaling_key, "none"));
+    TESSERA_ASSIGN_OR_RETURN(const std::string_view scaling,
+                             gguf_.get_or<std::string_view>(scaling_key, "none"));
     if (scaling == "none") return {};
     if (scaling != "linear") {
       return not_here(format("{} is {}; known: none, linear", scaling_key, quote_text(scaling)));

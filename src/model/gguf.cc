@@ -23,7 +23,13 @@ constexpr GgufType type_of() {
   if constexpr (std::is_same_v<T, int64_t>) return GgufType::i64;
   if constexpr (std::is_same_v<T, float>) return GgufType::f32;
   if constexpr (std::is_same_v<T, double>) return GgufType::f64;
-  if constexpr (std::is_same_v<T, std::string>) return GgufType::string;
+  if constexpr (std::is_same_v<T, std::string_view>) return GgufType::string;
+}
+
+// "a u32", "an array"
+std::string with_article(GgufType type) {
+  const std::string text = name(type);
+  return (text[0] == 'a' || text[0] == 'i' || text == "f32" || text == "f64" ? "an " : "a ") + text;
 }
 
 }  // namespace
@@ -83,10 +89,10 @@ const GgufTensor* GgufFile::find_tensor(std::string_view name) const {
 
 Result<const GgufFile::Value*> GgufFile::expect(std::string_view key, GgufType type) const {
   const Value* value = find_key(key);
-  if (value == nullptr) return error(format("key '{}' is missing; expected a {}", key, model::name(type)));
+  if (value == nullptr) return error(format("key '{}' is missing; expected {}", key, with_article(type)));
   if (value->type != type) {
-    return error(format("byte {}: key '{}' is a {}, expected a {}", value->place, key,
-                        model::name(value->type), model::name(type)));
+    return error(format("byte {}: key '{}' is {}, expected {}", value->place, key, with_article(value->type),
+                        with_article(type)));
   }
   return value;
 }
@@ -103,8 +109,8 @@ Result<const GgufFile::Array*> GgufFile::expect_array(std::string_view key, Gguf
 template <typename T>
 Result<T> GgufFile::get(std::string_view key) const {
   TESSERA_ASSIGN_OR_RETURN(const Value* value, expect(key, type_of<T>()));
-  if constexpr (std::is_same_v<T, std::string>) {
-    return value->text;
+  if constexpr (std::is_same_v<T, std::string_view>) {
+    return std::string_view(value->text);
   } else {
     T result;
     std::memcpy(&result, &value->bits, sizeof result);
@@ -148,7 +154,7 @@ Status GgufFile::read(const GgufTensor& tensor, uint64_t first, std::span<std::b
   TESSERA_GGUF_SCALAR(T)       \
   template Result<std::vector<T>> GgufFile::get_array<T>(std::string_view) const;
 TESSERA_GGUF_SCALAR(bool)
-TESSERA_GGUF_SCALAR(std::string)
+TESSERA_GGUF_SCALAR(std::string_view)
 TESSERA_GGUF_NUMBER(uint8_t)
 TESSERA_GGUF_NUMBER(int8_t)
 TESSERA_GGUF_NUMBER(uint16_t)

@@ -74,7 +74,7 @@ class GgufFile {
   static constexpr uint64_t kMaxKeyBytes = 256;
   static constexpr uint64_t kMaxNameBytes = 64;
   static constexpr uint64_t kMaxStringBytes = uint64_t{16} << 20;  // of one value of type string
-  static constexpr uint64_t kMaxHeaderBytes = uint64_t{256} << 20;
+  static constexpr uint64_t kMaxHeaderBytes = uint64_t{64} << 20;
   static constexpr uint64_t kMaxAlignment = 65536;
   static constexpr int kMaxArrayDepth = 8;
 

@@ -58,6 +58,7 @@ class GgufParser {
     for (uint64_t i = 0; i < keys_; ++i) TESSERA_RETURN_IF_ERROR(parse_key(i));
     TESSERA_RETURN_IF_ERROR(index_keys());
     TESSERA_RETURN_IF_ERROR(parse_alignment());
+    gguf_->tensors_.reserve(tensors_);  // at most kMaxTensors, and the file has the bytes for them
     for (uint64_t i = 0; i < tensors_; ++i) TESSERA_RETURN_IF_ERROR(parse_tensor(i));
     TESSERA_RETURN_IF_ERROR(index_tensors());
     TESSERA_RETURN_IF_ERROR(check_cover());
@@ -112,7 +113,7 @@ class GgufParser {
   Status text(std::string* out, uint64_t limit, const std::string& what) {
     const uint64_t start = place_;
     uint64_t length = 0;
-    TESSERA_RETURN_IF_ERROR(u64(&length, what, "'s length"));
+    TESSERA_RETURN_IF_ERROR(u64(&length, what, ": its length"));
     if (length > remaining()) {
       return fail(start, format("{} has {} bytes, {} remain in the file", what, length, remaining()));
     }
@@ -177,12 +178,11 @@ class GgufParser {
     return {};
   }
 
-  Status type(GgufType* out, const std::string& what, const char* part = "") {
+  Status type(GgufType* out, const std::string& what, const char* part) {
     const uint64_t start = place_;
     uint32_t number = 0;
     TESSERA_RETURN_IF_ERROR(u32(&number, what, part));
-    if (number >= kTypes)
-      return fail(start, format("{}{} has type {}, the types are 0 to 12", what, part, number));
+    if (number >= kTypes) return fail(start, format("{}{} is {}, the types are 0 to 12", what, part, number));
     *out = static_cast<GgufType>(number);
     return {};
   }
@@ -192,7 +192,7 @@ class GgufParser {
     value.place = place_;
     TESSERA_RETURN_IF_ERROR(label(&value.key, GgufFile::kMaxKeyBytes, format("the name of key {}", index)));
     const std::string what = "key '" + value.key + "'";
-    TESSERA_RETURN_IF_ERROR(type(&value.type, what));
+    TESSERA_RETURN_IF_ERROR(type(&value.type, what, ": its type"));
     if (value.type == GgufType::string) {
       TESSERA_RETURN_IF_ERROR(text(&value.text, GgufFile::kMaxStringBytes, what));
     } else if (value.type == GgufType::array) {
@@ -214,8 +214,8 @@ class GgufParser {
     if (depth > GgufFile::kMaxArrayDepth) {
       return fail(start, format("{} nests arrays deeper than {}", what, GgufFile::kMaxArrayDepth));
     }
-    TESSERA_RETURN_IF_ERROR(type(&array->element, what, "'s elements"));
-    TESSERA_RETURN_IF_ERROR(u64(&array->count, what, "'s count"));
+    TESSERA_RETURN_IF_ERROR(type(&array->element, what, ": its elements' type"));
+    TESSERA_RETURN_IF_ERROR(u64(&array->count, what, ": its count"));
     const CheckedSize least = CheckedSize(array->count) * min_bytes(array->element);
     if (!least.ok() || *least.get() > remaining()) {
       return fail(start, format("{} has {} elements of at least {} bytes, {} bytes remain in the file", what,
@@ -316,12 +316,12 @@ class GgufParser {
         label(&tensor.name, GgufFile::kMaxNameBytes, format("the name of tensor {}", index)));
     const std::string what = "tensor '" + tensor.name + "'";
     uint32_t rank = 0;
-    TESSERA_RETURN_IF_ERROR(u32(&rank, what, "'s number of dimensions"));
+    TESSERA_RETURN_IF_ERROR(u32(&rank, what, ": its number of dimensions"));
     if (rank < 1 || rank > 4) return fail(start, format("{} has {} dimensions, expected 1 to 4", what, rank));
     tensor.rank = static_cast<int>(rank);
     CheckedSize elements = 1;
-    constexpr const char* kDimensions[] = {"'s dimension 0", "'s dimension 1", "'s dimension 2",
-                                           "'s dimension 3"};
+    constexpr const char* kDimensions[] = {": dimension 0", ": dimension 1", ": dimension 2",
+                                           ": dimension 3"};
     for (uint32_t axis = 0; axis < rank; ++axis) {
       uint64_t extent = 0;
       TESSERA_RETURN_IF_ERROR(u64(&extent, what, kDimensions[axis]));
@@ -337,7 +337,7 @@ class GgufParser {
                   format("{} of shape {} has more elements than 64 bits count", what, tensor.shape_text()));
     }
     uint32_t number = 0;
-    TESSERA_RETURN_IF_ERROR(u32(&number, what, "'s type"));
+    TESSERA_RETURN_IF_ERROR(u32(&number, what, ": its type"));
     TESSERA_RETURN_IF_ERROR(set_type(&tensor, number, start));
     const DTypeInfo& dtype = info(tensor.dtype);
     const uint64_t columns = static_cast<uint64_t>(tensor.shape[rank - 1]);
@@ -352,10 +352,10 @@ class GgufParser {
                   format("{} of shape {} has more bytes than 64 bits count", what, tensor.shape_text()));
     }
     tensor.bytes = *bytes.get();
-    TESSERA_RETURN_IF_ERROR(u64(&tensor.offset, what, "'s offset"));
+    TESSERA_RETURN_IF_ERROR(u64(&tensor.offset, what, ": its offset"));
     if (tensor.offset % gguf_->alignment_ != 0) {
-      return fail(start, format("{}'s offset {} is not a multiple of the alignment {}", what, tensor.offset,
-                                gguf_->alignment_));
+      return fail(start, format("{}: its offset {} is not a multiple of the alignment {}", what,
+                                tensor.offset, gguf_->alignment_));
     }
     gguf_->tensors_.push_back(std::move(tensor));
     return {};
@@ -391,21 +391,22 @@ class GgufParser {
 
   // Invariant 4; turns offsets in the data section into offsets in the file.
   Status check_cover() {
-    std::vector<GgufTensor*> order;
-    for (GgufTensor& tensor : gguf_->tensors_) order.push_back(&tensor);
-    std::sort(order.begin(), order.end(),
-              [](const GgufTensor* a, const GgufTensor* b) { return a->offset < b->offset; });
     const uint64_t data = *CheckedSize(place_).align_up(gguf_->alignment_).get();
-    uint64_t end = place_;  // of what has been accounted for
-    const GgufTensor* before = nullptr;
-    for (GgufTensor* tensor : order) {
-      const CheckedSize first = CheckedSize(data) + tensor->offset;
-      const CheckedSize last = first + tensor->bytes;
+    std::vector<GgufTensor*> order;
+    for (GgufTensor& tensor : gguf_->tensors_) {
+      const CheckedSize last = CheckedSize(data) + tensor.offset + tensor.bytes;
       if (!last.ok() || *last.get() > size_) {
         return gguf_->error(format("tensor '{}' at byte {} + {} has {} bytes and ends beyond the file's {}",
-                                   tensor->name, data, tensor->offset, tensor->bytes, size_));
+                                   tensor.name, data, tensor.offset, tensor.bytes, size_));
       }
-      tensor->offset = *first.get();
+      tensor.offset += data;
+      order.push_back(&tensor);
+    }
+    std::sort(order.begin(), order.end(),
+              [](const GgufTensor* a, const GgufTensor* b) { return a->offset < b->offset; });
+    uint64_t end = place_;  // of what has been accounted for
+    const GgufTensor* before = nullptr;
+    for (const GgufTensor* tensor : order) {
       if (tensor->offset < end) {
         return gguf_->error(format("tensor '{}' at byte {} overlaps tensor '{}', which ends at byte {}",
                                    tensor->name, tensor->offset, before->name, end));
@@ -415,7 +416,7 @@ class GgufParser {
             format("bytes {} to {} before tensor '{}' belong to nothing", end, tensor->offset, tensor->name));
       }
       TESSERA_RETURN_IF_ERROR(check_zero(end, tensor->offset));
-      end = *last.get();
+      end = tensor->offset + tensor->bytes;
       before = tensor;
     }
     if (size_ > *CheckedSize(end).align_up(gguf_->alignment_).get()) {

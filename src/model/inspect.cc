@@ -19,15 +19,14 @@ std::string grouped(int64_t value) {
 }
 
 std::string size_text(uint64_t bytes) {
-  if (bytes < 10'000) return format("{} bytes", bytes);
+  if (bytes < 1'000'000) return grouped(static_cast<int64_t>(bytes)) + " bytes";
   const double megabytes = static_cast<double>(bytes) / 1e6;
   return format("{} bytes ({:.1f} MB)", grouped(static_cast<int64_t>(bytes)), megabytes);
 }
 
 std::string rope_text(const RopeConfig& rope) {
-  std::string text =
-      format("rotary, {} of {} elements a head, base {}",
-             rope.kind == RopeKind::interleaved ? "interleaved" : "rotate-half", rope.dims, rope.base);
+  const char* kind = rope.kind == RopeKind::interleaved ? "interleaved" : "rotate-half";
+  std::string text = format("rotary ({}) over {} elements of a head, base {}", kind, rope.dims, rope.base);
   if (rope.scale != 1.0f) text += format(", positions divided by {}", rope.scale);
   if (!rope.factors.empty()) text += ", frequency factors";
   return text;

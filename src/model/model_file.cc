@@ -63,8 +63,8 @@ Status read_scores(const GgufFile& gguf, int vocab_size, VocabData* vocab) {
 
 Result<VocabData> read_vocab(const GgufFile& gguf, int vocab_size) {
   VocabData vocab;
-  TESSERA_ASSIGN_OR_RETURN(vocab.kind, gguf.get<std::string>("tokenizer.ggml.model"));
-  TESSERA_ASSIGN_OR_RETURN(vocab.pre, gguf.get_or<std::string>("tokenizer.ggml.pre", ""));
+  TESSERA_ASSIGN_OR_RETURN(vocab.kind, gguf.get<std::string_view>("tokenizer.ggml.model"));
+  TESSERA_ASSIGN_OR_RETURN(vocab.pre, gguf.get_or<std::string_view>("tokenizer.ggml.pre", ""));
   TESSERA_ASSIGN_OR_RETURN(vocab.tokens, gguf.get_strings("tokenizer.ggml.tokens"));
   TESSERA_RETURN_IF_ERROR(check_size(gguf, "tokenizer.ggml.tokens", vocab.tokens->size(), vocab_size));
   TESSERA_RETURN_IF_ERROR(read_token_types(gguf, vocab_size, &vocab));
@@ -109,11 +109,13 @@ Result<ModelFile> read_model(std::unique_ptr<GgufFile> gguf) {
   model.config = std::move(layout.config);
   model.tensors = std::move(layout.tensors);
   TESSERA_ASSIGN_OR_RETURN(model.vocab, read_vocab(*gguf, model.config.vocab_size));
-  TESSERA_ASSIGN_OR_RETURN(model.chat_template, gguf->get_or<std::string>("tokenizer.chat_template", ""));
-  if (model.chat_template.size() > kMaxTemplateBytes) {
-    return gguf->error(format("tokenizer.chat_template has {} bytes, the limit is {}",
-                              model.chat_template.size(), kMaxTemplateBytes));
+  TESSERA_ASSIGN_OR_RETURN(const std::string_view chat_template,
+                           gguf->get_or<std::string_view>("tokenizer.chat_template", ""));
+  if (chat_template.size() > kMaxTemplateBytes) {
+    return gguf->error(format("tokenizer.chat_template has {} bytes, the limit is {}", chat_template.size(),
+                              kMaxTemplateBytes));
   }
+  model.chat_template = chat_template;
   model.gguf = std::move(gguf);
   return model;
 }

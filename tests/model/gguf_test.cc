@@ -43,7 +43,7 @@ TEST(Gguf, GivesBackEveryTypeOfKey) {
   EXPECT_EQ(*gguf.get<int32_t>("a.i32"), -5);
   EXPECT_EQ(*gguf.get<float>("a.f32"), 1.5f);
   EXPECT_EQ(*gguf.get<bool>("a.bool"), true);
-  EXPECT_EQ(*gguf.get<std::string>("a.string"), "héllo");
+  EXPECT_EQ(*gguf.get<std::string_view>("a.string"), "héllo");
   EXPECT_EQ(*gguf.get<uint64_t>("a.u64"), 1ull << 60);
   EXPECT_EQ(*gguf.get<int64_t>("a.i64"), -(1ll << 60));
   EXPECT_EQ(*gguf.get<double>("a.f64"), 0.1);

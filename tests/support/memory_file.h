@@ -1,6 +1,7 @@
 // Files that are strings in memory, for tests of readers.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -13,18 +14,23 @@ namespace tessera::testing {
 
 class MemoryFile final : public File {
  public:
-  explicit MemoryFile(std::string bytes) : bytes_(std::move(bytes)) {}
-  uint64_t size() const override { return bytes_.size(); }
+  // `size` beyond the bytes: zeros follow, and take no memory.
+  explicit MemoryFile(std::string bytes, uint64_t size = 0)
+      : bytes_(std::move(bytes)), size_(std::max<uint64_t>(size, bytes_.size())) {}
+  uint64_t size() const override { return size_; }
   Status read(uint64_t offset, std::span<std::byte> out) override {
-    if (offset > bytes_.size() || out.size() > bytes_.size() - offset) {
-      return bad_file(format("ends at byte {}, needed {} bytes from {}", bytes_.size(), out.size(), offset));
+    if (offset > size_ || out.size() > size_ - offset) {
+      return bad_file(format("ends at byte {}, needed {} bytes from {}", size_, out.size(), offset));
     }
-    std::memcpy(out.data(), bytes_.data() + offset, out.size());
+    const size_t stored = offset < bytes_.size() ? std::min<size_t>(bytes_.size() - offset, out.size()) : 0;
+    if (stored > 0) std::memcpy(out.data(), bytes_.data() + offset, stored);
+    if (stored < out.size()) std::memset(out.data() + stored, 0, out.size() - stored);
     return {};
   }
 
  private:
   std::string bytes_;
+  uint64_t size_;
 };
 
 class MemoryFileSystem final : public FileSystem {

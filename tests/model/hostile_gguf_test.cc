@@ -1,0 +1,212 @@
+// Bad model files: one line that names what is wrong, in time, in little memory.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "model/model_file.h"
+#include "tests/model/hostile_corpus.h"
+#include "tests/support/memory_file.h"
+#include "tests/support/memory_meter.h"
+
+namespace tessera::model {
+namespace {
+
+using testing::GgufWriter;
+using testing::HostileFile;
+using testing::MemoryFile;
+using testing::MemoryMeter;
+
+constexpr double kMaxSeconds = 0.25;
+
+struct Outcome {
+  Status status;
+  double seconds = 0;
+  int64_t peak_bytes = 0;
+};
+
+Outcome load(const std::string& bytes, uint64_t size = 0) {
+  Outcome outcome;
+  auto file = std::make_unique<MemoryFile>(bytes, size);
+  const auto start = std::chrono::steady_clock::now();
+  outcome.peak_bytes = MemoryMeter::peak_during([&] {
+    auto gguf = GgufFile::parse(std::move(file), "hostile.gguf");
+    if (!gguf.ok()) {
+      outcome.status = gguf.status();
+      return;
+    }
+    const auto model = read_model(std::move(gguf).value());
+    outcome.status = model.status();
+  });
+  outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return outcome;
+}
+
+// What every refusal owes: the kind of error, one short line that begins with the file's name.
+void expect_clean_refusal(const Status& status, const std::string& which) {
+  ASSERT_FALSE(status.ok()) << which << " was accepted";
+  EXPECT_TRUE(status.code() == StatusCode::bad_file || status.code() == StatusCode::unsupported) << which;
+  const std::string& message = status.message();
+  EXPECT_EQ(message.rfind("hostile.gguf: ", 0), 0u) << which << ": " << message;
+  EXPECT_LE(message.size(), 300u) << which;
+  for (char c : message) EXPECT_GE(static_cast<uint8_t>(c), 0x20) << which << ": " << message;
+  EXPECT_TRUE(valid_utf8(message)) << which;
+}
+
+std::string without_digits(std::string text) {
+  std::erase_if(text, [](char c) { return c >= '0' && c <= '9'; });
+  return text;
+}
+
+TEST(HostileGguf, EveryHandMadeFileIsRefusedByName) {
+  std::set<std::string> messages;
+  for (const HostileFile& file : testing::HostileCorpus::make()) {
+    const Outcome outcome = load(file.bytes, file.size);
+    expect_clean_refusal(outcome.status, file.name);
+    EXPECT_NE(outcome.status.message().find(file.message), std::string::npos)
+        << file.name << "\n  expected: " << file.message << "\n  found:    " << outcome.status.message();
+    EXPECT_LT(outcome.seconds, kMaxSeconds) << file.name;
+    EXPECT_LE(outcome.peak_bytes, static_cast<int64_t>(file.bytes.size()) + (128 << 10)) << file.name;
+    messages.insert(without_digits(outcome.status.message()));
+  }
+  std::printf("%zu distinct messages, digits aside\n", messages.size());
+  EXPECT_GE(messages.size(), 60u);
+}
+
+TEST(HostileGguf, TheUnchangedSmallModelIsAccepted) {
+  const Outcome outcome = load(testing::small_llama().build());
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status.message();
+}
+
+TEST(HostileGguf, TruncatedAtEveryByte) {
+  const std::string whole = testing::small_llama().build();
+  for (size_t size = 0; size < whole.size(); ++size) {
+    const Outcome outcome = load(whole.substr(0, size));
+    expect_clean_refusal(outcome.status, "truncated to " + std::to_string(size));
+    ASSERT_LE(outcome.peak_bytes, static_cast<int64_t>(size) + (128 << 10)) << size;
+    ASSERT_LT(outcome.seconds, kMaxSeconds) << size;
+  }
+}
+
+TEST(HostileGguf, EveryBitFlippedEitherLoadsOrIsRefusedCleanly) {
+  const std::string whole = testing::small_llama().build();
+  size_t refused = 0;
+  for (size_t byte = 0; byte < whole.size(); ++byte) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string flipped = whole;
+      flipped[byte] = static_cast<char>(flipped[byte] ^ (1 << bit));
+      const Outcome outcome = load(flipped);
+      const std::string which = "bit " + std::to_string(bit) + " of byte " + std::to_string(byte);
+      ASSERT_LE(outcome.peak_bytes, static_cast<int64_t>(whole.size()) + (128 << 10)) << which;
+      ASSERT_LT(outcome.seconds, kMaxSeconds) << which;
+      if (outcome.status.ok()) continue;
+      ++refused;
+      expect_clean_refusal(outcome.status, which);
+    }
+  }
+  // The weights are 60 % of the file and any bits are weights; nearly every bit of the rest means something.
+  EXPECT_GT(refused, whole.size() * 8 / 5);
+}
+
+TEST(HostileGguf, EveryByteOfTheHeaderSetToItsExtremes) {
+  const std::string whole = testing::small_llama().build();
+  const size_t header = whole.find("output_norm.weight") + 64;
+  for (size_t byte = 0; byte < std::min(header, whole.size()); ++byte) {
+    for (int value : {0x00, 0x7f, 0x80, 0xff}) {
+      std::string changed = whole;
+      changed[byte] = static_cast<char>(value);
+      const Outcome outcome = load(changed);
+      const std::string which = "byte " + std::to_string(byte) + " = " + std::to_string(value);
+      ASSERT_LE(outcome.peak_bytes, static_cast<int64_t>(whole.size()) + (128 << 10)) << which;
+      if (!outcome.status.ok()) expect_clean_refusal(outcome.status, which);
+    }
+  }
+}
+
+TEST(HostileGguf, ManySmallThingsStayWithinTheFilesSize) {
+  // Each list is built so that its elements are as small in the file as they can be.
+  GgufWriter strings;
+  strings.strs("k", std::vector<std::string>(200'000));
+  GgufWriter arrays;
+  std::string nested = testing::le<uint32_t>(testing::kArray) + testing::le<uint64_t>(200'000);
+  for (int i = 0; i < 200'000; ++i) nested += testing::le<uint32_t>(testing::kU8) + testing::le<uint64_t>(0);
+  arrays.raw("k", testing::kArray, nested);
+  GgufWriter keys;
+  for (int i = 0; i < 4096; ++i) keys.raw(format("{:x}", i), testing::kU8, "x");
+  GgufWriter tensors;
+  for (int i = 0; i < 60'000; ++i) tensors.tensor(format("{:x}", i), DType::f32, {8});
+  // The constant of gguf.h's first invariant: records of keys and tensors, while they are built.
+  constexpr int64_t kConstant = 8 << 20;
+  for (const GgufWriter* writer : {&strings, &arrays, &keys, &tensors}) {
+    const std::string bytes = writer->build();
+    const Outcome outcome = load(bytes);
+    expect_clean_refusal(outcome.status, "many");
+    EXPECT_NE(outcome.status.message().find("general.architecture"), std::string::npos)
+        << outcome.status.message();
+    EXPECT_LE(outcome.peak_bytes, static_cast<int64_t>(bytes.size()) + kConstant);
+    std::printf("%zu bytes: %.1f ms, %lld bytes of memory\n", bytes.size(), outcome.seconds * 1e3,
+                static_cast<long long>(outcome.peak_bytes));
+  }
+}
+
+class HostilePaths : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::temp_directory_path() / ("tessera_hostile_" + std::to_string(getpid()));
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  Status open(const std::string& path) {
+    const auto start = std::chrono::steady_clock::now();
+    const Status status = open_model(path).status();
+    EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), kMaxSeconds)
+        << path;
+    EXPECT_EQ(status.message().find('\n'), std::string::npos) << path;
+    EXPECT_EQ(status.message().rfind(path, 0), 0u) << status.message();
+    return status;
+  }
+  std::filesystem::path folder_;
+};
+
+TEST_F(HostilePaths, WhatIsNotAFileIsRefusedWithoutBeingRead) {
+  const std::string fifo = folder_ / "fifo";
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  for (const std::string& path :
+       {folder_.string(), fifo, std::string("/dev/zero"), std::string("/dev/null")}) {
+    const Status status = open(path);
+    EXPECT_EQ(status.code(), StatusCode::bad_file) << path;
+    EXPECT_NE(status.message().find("is not a regular file"), std::string::npos) << status.message();
+  }
+}
+
+TEST_F(HostilePaths, MissingFilesAndLoopsOfLinksAreNotFound) {
+  const std::string loop = folder_ / "loop";
+  std::filesystem::create_symlink(loop, loop);
+  for (const std::string& path :
+       {loop, (folder_ / "none.gguf").string(), (folder_ / "none" / "x").string()}) {
+    EXPECT_EQ(open(path).code(), StatusCode::not_found) << path;
+  }
+}
+
+TEST_F(HostilePaths, AFileCutShortWhileOpenIsAnErrorAndNotASignal) {
+  const std::string path = folder_ / "model.gguf";
+  const std::string bytes = testing::small_llama().build();
+  std::ofstream(path, std::ios::binary) << bytes;
+  auto model = open_model(path);
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  std::filesystem::resize_file(path, bytes.size() / 2);
+  const GgufTensor& last = *model->gguf->find_tensor("output_norm.weight");
+  std::string data(last.bytes, '\0');
+  const Status status = model->gguf->read(last, 0, std::as_writable_bytes(std::span(data)));
+  EXPECT_EQ(status.code(), StatusCode::bad_file);
+  EXPECT_NE(status.message().find("ends at byte " + std::to_string(last.offset)), std::string::npos)
+      << status.message();
+}
+
+}  // namespace
+}  // namespace tessera::model
