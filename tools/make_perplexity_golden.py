@@ -2,7 +2,7 @@
 """Makes tests/goldens/smollm2_perplexity: the perplexity of the test text by Hugging Face in float32.
 
 `tessera bench perplexity --compute f32` must give the same number; docs/benchmarks.md says how it is counted. With
---check it remakes and compares. A few minutes on two cores.
+--check it remakes and compares. Several minutes on two cores.
 
     pip install -r tools/requirements.txt
     tools/make_perplexity_golden.py --model "$(scripts/get-model smollm2)" [--check]
