@@ -1,5 +1,9 @@
 #include "simd/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -13,6 +17,15 @@ std::string supported_names() {
   for (Isa isa : supported_isas()) names += (names.empty() ? "" : ", ") + std::string(name(isa));
   return names;
 }
+
+#if defined(__x86_64__)
+// clang 14's __builtin_cpu_supports does not know f16c. That the system keeps the wide registers is seen by
+// avx2.
+bool cpu_has_f16c() {
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
 }  // namespace
 
 const char* name(Isa isa) {
@@ -30,8 +43,8 @@ Result<Isa> parse_isa(const char* text) {
 
 bool supported(Isa isa) {
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c() &&
+                    __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
