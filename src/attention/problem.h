@@ -8,7 +8,8 @@
 //     window_right).
 //   Without explicit positions, query row r stands at r + seqlen_k - seqlen_q (bottom-right aligned).
 //   A row with no visible key gives 0 and LSE = -inf. LSE is the natural logarithm.
-//   score = scale * q.k, then softcap (cap * tanh(score / cap)) when softcap > 0, then ALiBi, then the mask.
+//   score = scale * q.k, then softcap (cap * tanh(score / cap)) when softcap > 0, then ALiBi (minus slope of
+//   the head * |position of query - position of key|), then the mask.
 #pragma once
 
 #include <cstdint>

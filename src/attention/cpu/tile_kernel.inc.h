@@ -1,0 +1,422 @@
+// The attention kernel of the CPU: one tile of 64 keys against stacked query rows. Compiled once per ISA.
+//
+// Per row and tile: s = q.k over d in rising order, one accumulator a key; soft cap, ALiBi, mask; p = 2^(s -
+// m); l += p lane by lane; o += p * v over the keys in rising order, one accumulator a column. That sequence
+// is the same for every number of rows (law 1): the templates below differ in how many rows and columns they
+// hold in registers, not in order.
+//
+// Both products are the same small matrix product: C [rows][columns] += A [rows][steps] * B [steps][columns],
+// where B is the tile as stored: a step is one d (or key) in f32, a pair of them in bf16, and always 4 bytes
+// a column. With K or V in L1, a register tile of 6 x 4 vectors on AVX-512 (24 accumulators, 4 of B, 1
+// broadcast) makes 24 FMA from 10 loads; 8 x 2 and 12 x 2 were slower. AVX2 and scalar hold 6 x 2 and 4 x 2
+// in 16 registers.
+//
+// Lazy rescale: m moves only when one of the row's scores exceeds it by kLazyBound, to the largest score of
+// that tile. So p
+// <= 2^8 (harmless in f32 and bf16: precision is relative), and the common case costs a compare and a branch.
+//
+// bf16 storage: with AVX512_BF16, q and p are rounded to bf16 and vdpbf16ps multiplies pairs. Otherwise p
+// stays f32 and pairs are split in registers by a shift and a mask; from kUnpackRows rows on the tile is
+// unpacked once into scratch instead (equal values in equal order: equal bits).
+//
+// REQUIRES (speed only): FTZ and DAZ set, or products with tiny p run at half speed.
+#pragma once
+
+#include "attention/cpu/tile_kernel.h"
+#include "attention/problem.h"
+#include "attention/softmax_state.h"
+#include "simd/vec_math.h"
+
+namespace tessera::attention {
+inline namespace TESSERA_SIMD_NAMESPACE {
+
+using namespace simd;
+
+inline constexpr float kLazyBound = 8.0f;
+// Far enough below kNoMaximum that 2^(kHidden - m) is 0 for every m >= kNoMaximum.
+inline constexpr float kHidden = -3e38f;
+inline constexpr int kRegisterRows = kLanes == 4 ? 4 : 6;
+inline constexpr int kRegisterColumns = kLanes == 16 ? 4 : 2;  // vectors
+inline constexpr int kUnpackRows = 12;
+// Prefetch distances in bytes along the stream of tiles. Two together win: near to L1, far to L2, where the
+// hardware's own prefetcher stops at 4 KiB and at the end of a block.
+inline constexpr int64_t kNear = 2048;
+inline constexpr int64_t kFar = 12288;
+
+// How one storage form multiplies. A: its left operand in memory; Coefficient: one step of A, broadcast;
+// Operand: one step of B for kLanes columns.
+struct MultiplyF32 {
+  using A = float;
+  static constexpr int kDepth = 1;  // elements of A in a step
+  static constexpr bool kCoarse = false;
+  using Coefficient = F32;
+  using Operand = F32;
+  TESSERA_VEC Coefficient coefficient(const A* a) { return set1(*a); }
+  TESSERA_VEC Operand operand(const char* b) { return load(reinterpret_cast<const float*>(b)); }
+  TESSERA_VEC Operand first_half(const char* b) { return operand(b); }
+  TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) { return fma(a, b, c); }
+};
+
+// bf16 pairs split in registers, A in f32.
+struct MultiplySplit {
+  using A = float;
+  static constexpr int kDepth = 2;
+  static constexpr bool kCoarse = false;
+  struct Coefficient {
+    F32 low, high;
+  };
+  struct Operand {
+    F32 low, high;
+  };
+  TESSERA_VEC Coefficient coefficient(const A* a) { return {set1(a[0]), set1(a[1])}; }
+  TESSERA_VEC Operand operand(const char* b) {
+    const I32 pairs = load_i32(b);
+    return {low_bf16(pairs), high_bf16(pairs)};
+  }
+  TESSERA_VEC Operand first_half(const char* b) { return {low_bf16(load_i32(b)), zero()}; }
+  TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) {
+    return fma(a.high, b.high, fma(a.low, b.low, c));
+  }
+};
+
+#if defined(__AVX512BF16__)
+// bf16 pairs multiplied by vdpbf16ps, A in bf16.
+struct MultiplyPairs {
+  using A = uint16_t;
+  static constexpr int kDepth = 2;
+  static constexpr bool kCoarse = true;
+  using Coefficient = I32;
+  using Operand = I32;
+  TESSERA_VEC Coefficient coefficient(const A* a) {
+    int32_t pair;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    return set1_i32(pair);
+  }
+  TESSERA_VEC Operand operand(const char* b) { return load_i32(b); }
+  TESSERA_VEC Operand first_half(const char* b) { return keep_low(load_i32(b)); }
+  TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) { return dot2_bf16(c, a, b); }
+};
+#endif
+
+// The stream of tiles as prefetching sees it: what lies beyond the end of this pair is the start of the next.
+struct Stream {
+  uintptr_t end;
+  uintptr_t jump;  // from `end` to the next pair's start
+
+  TESSERA_VEC const void* ahead(const Stream& stream, const char* at, int64_t distance) {
+    uintptr_t target = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(distance);
+    if (target >= stream.end) target += stream.jump;
+    return reinterpret_cast<const void*>(target);
+  }
+};
+
+// C [rows][columns * kLanes] (+)= A * B over `steps` steps, and over the first half of one more when `half`.
+// b_stride: bytes between steps. Accumulates into C when kAccumulate, else starts from zero.
+template <class T, int rows, int columns, bool kAccumulate, bool kPrefetch>
+TESSERA_VEC void multiply(const typename T::A* a, int64_t a_stride, const char* b, int64_t b_stride,
+                          int steps, bool half, float* c, int64_t c_stride, const Stream& stream) {
+  F32 acc[rows][columns];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < columns; ++n) {
+      acc[r][n] = kAccumulate ? load(c + r * c_stride + n * kLanes) : zero();
+    }
+  }
+  for (int step = 0; step < steps; ++step) {
+    if constexpr (kPrefetch) {
+#pragma GCC unroll 8
+      for (int line = 0; line < columns * kLanes * 4; line += 64) {
+        prefetch_near(Stream::ahead(stream, b + line, kNear));
+        prefetch_far(Stream::ahead(stream, b + line, kFar));
+      }
+    }
+    typename T::Operand operands[columns];
+#pragma GCC unroll 8
+    for (int n = 0; n < columns; ++n) operands[n] = T::operand(b + n * kLanes * 4);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const typename T::Coefficient coefficient = T::coefficient(a + r * a_stride);
+#pragma GCC unroll 8
+      for (int n = 0; n < columns; ++n) acc[r][n] = T::multiply_add(coefficient, operands[n], acc[r][n]);
+    }
+    a += T::kDepth;
+    b += b_stride;
+  }
+  if (half) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const typename T::Coefficient coefficient = T::coefficient(a + r * a_stride);
+#pragma GCC unroll 8
+      for (int n = 0; n < columns; ++n) {
+        acc[r][n] = T::multiply_add(coefficient, T::first_half(b + n * kLanes * 4), acc[r][n]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < columns; ++n) store(c + r * c_stride + n * kLanes, acc[r][n]);
+  }
+}
+
+struct Scratch {
+  alignas(64) float scores[kRegisterRows * kKeyTile];  // and, in place, f32 probabilities
+  uint16_t rounded[kRegisterRows * kKeyTile];          // bf16 probabilities
+};
+
+// Scores that need more than a mask: soft cap, then ALiBi. scores [kKeyTile] of one row.
+TESSERA_VEC void transform_scores(float* scores, const ItemRows& rows, int row, int64_t first_key) {
+  for (int key = 0; key < kKeyTile; key += kLanes) {
+    F32 s = load(scores + key);
+    if (rows.softcap > 0) s = set1(rows.softcap) * tanh(s / set1(rows.softcap));
+    if (rows.slope != nullptr) {
+      const I32 distance = iota_i32() + set1_i32(static_cast<int32_t>(first_key) + key - rows.position[row]);
+      s = fnma(set1(rows.slope[row]), abs(to_f32(distance)), s);
+    }
+    store(scores + key, s);
+  }
+}
+
+// scores [kKeyTile] of one row -> probabilities; moves the row's m, l and o when it must.
+template <class T, bool kMasked>
+TESSERA_VEC void softmax_row(float* scores, uint16_t* rounded, const ItemRows& rows, int row,
+                             int64_t first_key) {
+  constexpr int kVectors = kKeyTile / kLanes;
+  F32 s[kVectors];
+#pragma GCC unroll 16
+  for (int n = 0; n < kVectors; ++n) s[n] = load(scores + n * kLanes);
+  if constexpr (kMasked) {
+    const I32 first = set1_i32(static_cast<int32_t>(rows.first_key[row] - first_key));
+    const I32 end = set1_i32(static_cast<int32_t>(rows.end_key[row] - first_key));
+#pragma GCC unroll 16
+    for (int n = 0; n < kVectors; ++n) {
+      const I32 key = iota_i32() + set1_i32(n * kLanes);
+      s[n] = select(and_(ge(key, first), lt(key, end)), s[n], set1(kHidden));
+    }
+  }
+  F32 top = s[0];
+#pragma GCC unroll 16
+  for (int n = 1; n < kVectors; ++n) top = max(top, s[n]);
+  float m = rows.segment.m[row];
+  float* sums = rows.segment.l + int64_t{row} * kSumLanes;
+  F32 l = load(sums);
+  if (__builtin_expect(any(gt(top, set1(m + kLazyBound))), 0)) {
+    const float moved = reduce_max(top);
+    const F32 factor = exp2(set1(m - moved));
+    l = l * factor;
+    float* o = rows.segment.o + int64_t{row} * rows.v_width;
+    for (int d = 0; d < rows.v_width; d += kLanes) store(o + d, load(o + d) * factor);
+    rows.segment.m[row] = m = moved;
+  }
+  const F32 reference = set1(m);
+#pragma GCC unroll 16
+  for (int n = 0; n < kVectors; ++n) {
+    const F32 p = T::kCoarse ? exp2_coarse(s[n] - reference) : exp2(s[n] - reference);
+    if constexpr (T::kCoarse) {
+      store_bf16(rounded + n * kLanes, p);
+    } else {
+      store(scores + n * kLanes, p);
+    }
+    l = l + p;
+  }
+  store(sums, l);
+}
+
+TESSERA_VEC const float* probabilities(const Scratch& scratch, const float*) {
+  return scratch.scores;
+}
+TESSERA_VEC const uint16_t* probabilities(const Scratch& scratch, const uint16_t*) {
+  return scratch.rounded;
+}
+
+// One register block of rows against one tile. k, v: the tiles in T's form; v_bytes: bytes of a step of V.
+template <class T, int count, bool kPrefetch>
+__attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const char* k, const char* v,
+                                          const TilePair& tile, const Stream& stream) {
+  bool whole = true;
+  int64_t end = 0;
+  for (int r = row; r < row + count; ++r) {
+    whole &= rows.first_key[r] <= tile.first_key && rows.end_key[r] >= tile.first_key + kKeyTile;
+    if (rows.first_key[r] < tile.first_key + kKeyTile && rows.end_key[r] > end) end = rows.end_key[r];
+  }
+  // A row that sees nothing of the tile would add zeros only.
+  if (end <= tile.first_key) return;
+
+  Scratch& scratch = *static_cast<Scratch*>(rows.scratch);
+  using A = typename T::A;
+  const A* q = static_cast<const A*>(rows.q) + int64_t{row} * rows.head_dim;
+  constexpr int kColumns = kRegisterColumns * kLanes;
+  multiply<T, count, kRegisterColumns, false, kPrefetch>(
+      q, rows.head_dim, k, kKeyTile * 4, rows.head_dim / T::kDepth, false, scratch.scores, kKeyTile, stream);
+  for (int key = kColumns; key < kKeyTile; key += kColumns) {
+    multiply<T, count, kRegisterColumns, false, false>(q, rows.head_dim, k + key * 4, kKeyTile * 4,
+                                                       rows.head_dim / T::kDepth, false, scratch.scores + key,
+                                                       kKeyTile, stream);
+  }
+  for (int r = 0; r < count; ++r) {
+    float* scores = scratch.scores + r * kKeyTile;
+    uint16_t* rounded = scratch.rounded + r * kKeyTile;
+    if (rows.softcap > 0 || rows.slope != nullptr) transform_scores(scores, rows, row + r, tile.first_key);
+    if (whole) {
+      softmax_row<T, false>(scores, rounded, rows, row + r, tile.first_key);
+    } else {
+      softmax_row<T, true>(scores, rounded, rows, row + r, tile.first_key);
+    }
+  }
+  // V rows past the last visible key may be anything; those before it that a row does not see have p = 0.
+  const int keys = static_cast<int>(end - tile.first_key < tile.valid ? end - tile.first_key : tile.valid);
+  const int steps = keys / T::kDepth;
+  const bool half = keys % T::kDepth != 0;
+  const A* p = probabilities(scratch, static_cast<const A*>(nullptr));
+  float* o = rows.segment.o + int64_t{row} * rows.v_width;
+  const int64_t v_bytes = int64_t{rows.v_width} * 4;
+  int d = 0;
+  for (; d + kColumns <= rows.v_width; d += kColumns) {
+    multiply<T, count, kRegisterColumns, true, kPrefetch>(p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps,
+                                                          half, o + d, rows.v_width, stream);
+  }
+  if constexpr (kColumns > 16) {
+    constexpr int kHalfColumns = kRegisterColumns / 2;
+    if (d + kHalfColumns * kLanes <= rows.v_width) {
+      multiply<T, count, kHalfColumns, true, kPrefetch>(p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps, half,
+                                                        o + d, rows.v_width, stream);
+      d += kHalfColumns * kLanes;
+    }
+    if (d < rows.v_width) {
+      multiply<T, count, 1, true, kPrefetch>(p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps, half, o + d,
+                                             rows.v_width, stream);
+    }
+  }
+}
+
+template <class T, bool kPrefetch>
+void walk_rows(const ItemRows& rows, int row, int count, const char* k, const char* v, const TilePair& tile,
+               const Stream& stream) {
+  switch (count) {
+    case 1:
+      return walk_block<T, 1, kPrefetch>(rows, row, k, v, tile, stream);
+    case 2:
+      return walk_block<T, 2, kPrefetch>(rows, row, k, v, tile, stream);
+    case 3:
+      return walk_block<T, 3, kPrefetch>(rows, row, k, v, tile, stream);
+    case 4:
+      return walk_block<T, 4, kPrefetch>(rows, row, k, v, tile, stream);
+    case 5:
+      return walk_block < T, kRegisterRows < 5 ? 1 : 5, kPrefetch > (rows, row, k, v, tile, stream);
+    case 6:
+      return walk_block < T, kRegisterRows < 6 ? 1 : 6, kPrefetch > (rows, row, k, v, tile, stream);
+  }
+}
+
+// The first block of rows reads the tile from memory and prefetches for all; the others find it in cache.
+template <class T, bool kPrefetch>
+TESSERA_VEC void walk_tile(const ItemRows& rows, int first_row, int count, const char* k, const char* v,
+                           const TilePair& tile, const Stream& stream) {
+  int done = count < kRegisterRows ? count : kRegisterRows;
+  walk_rows<T, kPrefetch>(rows, first_row, done, k, v, tile, stream);
+  while (done < count) {
+    const int block = count - done < kRegisterRows ? count - done : kRegisterRows;
+    walk_rows<T, false>(rows, first_row + done, block, k, v, tile, stream);
+    done += block;
+  }
+}
+
+// ---- the functions of the table ----
+
+template <class T>
+int64_t query_bytes(int head_dim) {
+  return static_cast<int64_t>(sizeof(typename T::A)) * head_dim;
+}
+// The unpacked pair follows the scores.
+template <class T>
+int64_t scratch_bytes(int head_dim, int v_width) {
+  const bool unpacks = T::kDepth == 2 && !T::kCoarse;
+  return static_cast<int64_t>(sizeof(Scratch)) + (unpacks ? int64_t{4} * kKeyTile * (head_dim + v_width) : 0);
+}
+
+template <class T>
+void pack_query(const float* q, int head_dim, float scale, void* packed) {
+  for (int d = 0; d < head_dim; d += kLanes) {
+    const int n = head_dim - d < kLanes ? head_dim - d : kLanes;
+    const F32 scaled = load_n(q + d, n) * set1(scale);
+    if constexpr (T::kCoarse) {
+      store_bf16_n(static_cast<uint16_t*>(packed) + d, scaled, n);
+    } else {
+      store_n(static_cast<float*>(packed) + d, scaled, n);
+    }
+  }
+}
+
+// Writes the pairs of a bf16 tile as f32: [step][columns][2] -> [2 * step][columns]. Of an odd `elements`,
+// the last step gives only its first half.
+TESSERA_VEC void unpack(const char* packed, int elements, int columns, float* wide) {
+  for (int step = 0; 2 * step < elements; ++step) {
+    const char* from = packed + int64_t{step} * columns * 4;
+    float* to = wide + int64_t{step} * columns * 2;
+    const bool both = 2 * step + 1 < elements;
+    for (int n = 0; n < columns; n += kLanes) {
+      const I32 pairs = load_i32(from + n * 4);
+      store(to + n, low_bf16(pairs));
+      if (both) store(to + columns + n, high_bf16(pairs));
+    }
+  }
+}
+
+template <class T>
+void walk(const ItemRows& rows, int first_row, int count, const TilePair& tile) {
+  const int64_t k_bytes = int64_t{4} * kKeyTile * rows.head_dim / T::kDepth;
+  const int64_t v_bytes = int64_t{4} * kKeyTile * rows.v_width / T::kDepth;
+  const char* k = tile.data;
+  const char* v = tile.data + k_bytes;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(v) + static_cast<uintptr_t>(v_bytes);
+  const char* next = tile.next != nullptr ? tile.next : tile.data;
+  const Stream stream = {end, reinterpret_cast<uintptr_t>(next) - end};
+  if constexpr (T::kDepth == 2 && !T::kCoarse) {
+    if (count >= kUnpackRows) {
+      float* wide_k = reinterpret_cast<float*>(static_cast<char*>(rows.scratch) + sizeof(Scratch));
+      float* wide_v = wide_k + int64_t{kKeyTile} * rows.head_dim;
+      unpack(k, rows.head_dim, kKeyTile, wide_k);
+      unpack(v, tile.valid, rows.v_width, wide_v);
+      walk_tile<MultiplyF32, false>(rows, first_row, count, reinterpret_cast<const char*>(wide_k),
+                                    reinterpret_cast<const char*>(wide_v), tile, stream);
+      return;
+    }
+  }
+  walk_tile<T, true>(rows, first_row, count, k, v, tile, stream);
+}
+
+inline void fold(const StateRows& total, const StateRows& segment, int rows, int v_width) {
+  for (int row = 0; row < rows; ++row) {
+    float* sums = segment.l + int64_t{row} * kSumLanes;
+    float* o = segment.o + int64_t{row} * v_width;
+    merge_row(total.m + row, total.l + row, total.o + int64_t{row} * v_width, segment.m[row],
+              reduce_add(load(sums)), o, v_width);
+    segment.m[row] = kNoMaximum;
+    for (int n = 0; n < kSumLanes; n += kLanes) store(sums + n, zero());
+    for (int d = 0; d < v_width; d += kLanes) store(o + d, zero());
+  }
+}
+
+inline void fold_part(const StateRows& total, const StateRows& part, int v_width) {
+  merge_row(total.m, total.l, total.o, *part.m, *part.l, part.o, v_width);
+}
+
+inline void finish(const StateRows& total, int v_head_dim, float* out) {
+  const float l = *total.l;
+  for (int d = 0; d < v_head_dim; d += kLanes) {
+    const int n = v_head_dim - d < kLanes ? v_head_dim - d : kLanes;
+    // + 0 turns -0 into 0: which zero an all-masked product left depends on how many keys were skipped.
+    const F32 o = l == 0 ? zero() : load(total.o + d) / set1(l) + zero();
+    store_n(out + d, o, n);
+  }
+}
+
+template <class T>
+constexpr TileKernel make_kernel(const char* name, simd::Isa isa, DType dtype) {
+  return {name,          isa,     dtype, query_bytes<T>, scratch_bytes<T>,
+          pack_query<T>, walk<T>, fold,  fold_part,      finish};
+}
+
+}  // namespace TESSERA_SIMD_NAMESPACE
+}  // namespace tessera::attention
