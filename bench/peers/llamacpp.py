@@ -248,13 +248,11 @@ def bench_perplexity(args):
         exact = args.compute == "f32"
         model = Model(dequantized_copy(args.model, folder) if exact else args.model)
         ids = model.tokens(pathlib.Path(args.file).read_text(encoding="utf-8"))
-        bos = [api.llama_vocab_bos(model.vocab)] if api.llama_vocab_get_add_bos(model.vocab) else []
-        step = args.context - len(bos)
         context = Context(model, args.threads[0], not exact, (args.context + 255) // 256 * 256, capacity=args.context,
                           f32_kv=exact)
         total, scored, start = 0.0, 0, time.perf_counter()
-        for first in range(0, len(ids), step):
-            window = bos + ids[first:first + step]
+        for first in range(0, len(ids), args.context):
+            window = ids[first:first + args.context]
             if len(window) < 2:
                 continue
             context.clear()
@@ -271,7 +269,7 @@ def bench_perplexity(args):
         context.close()
     out.write({"bench": "perplexity", "engine": "llama.cpp", "version": version(),
                "model_sha256": model_sha256(args.model), "compute": args.compute, "context": args.context,
-               "tokens": scored, "nll": total, "perplexity": math.exp(total / scored), "seconds": seconds})
+               "tokens": scored, "nll": total / scored, "perplexity": math.exp(total / scored), "seconds": seconds})
 
 
 def main():
