@@ -98,8 +98,8 @@ class Golden {
                                std::to_string(bytes));
     if (value(sha256_file(*file)) != head.at("data_sha256").as_string())
       throw std::runtime_error(path + ": SHA-256 differs from the index's");
-    golden.data_.resize((bytes + sizeof(float) - 1) / sizeof(float));
-    const Status status = file->read(0, std::as_writable_bytes(std::span(golden.data_)).first(bytes));
+    golden.data_.resize(bytes);
+    const Status status = file->read(0, golden.data_);
     if (!status.ok()) throw std::runtime_error(status.message());
 
     for (const boost::json::value& entry : head.at("cases").as_array()) {
@@ -141,13 +141,13 @@ class Golden {
       const uint64_t size = t.count * (t.dtype == "u8" ? 1 : 4);
       if (offset > bytes || size > bytes - offset || offset % alignof(float) != 0)
         throw std::runtime_error(c.name_ + "." + std::string(key) + " lies outside its data");
-      t.data = std::as_bytes(std::span(data_)).data() + offset;
+      t.data = data_.data() + offset;
       c.tensors_.emplace(key, std::move(t));
     }
     return c;
   }
 
-  std::vector<float> data_;  // bytes, aligned for any tensor; its heap block stays when a Golden is moved
+  std::vector<std::byte> data_;  // aligned as new aligns; its heap block stays when a Golden is moved
   std::vector<GoldenCase> cases_;
   boost::json::object source_;
 };
