@@ -11,6 +11,14 @@ namespace {
 
 constexpr int kBadFile = 2;
 
+// A path may hold anything; the message stays one line.
+std::string one_line(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20) c = '?';
+  }
+  return text;
+}
+
 struct InspectOptions {
   std::string file;
   bool json = false;
@@ -20,7 +28,7 @@ struct InspectOptions {
 int run(const InspectOptions& options) {
   const Result<model::Inspection> result = model::inspect(options.file, options.check);
   if (!result.ok()) {
-    std::fprintf(stderr, "tessera: %s\n", result.status().message().c_str());
+    std::fprintf(stderr, "tessera: %s\n", one_line(result.status().message()).c_str());
     return kBadFile;
   }
   const std::string text = options.json ? inspection_json(*result) : inspection_text(*result);
