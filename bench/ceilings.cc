@@ -1,0 +1,70 @@
+#include "bench/ceilings.h"
+
+#include <algorithm>
+#include <atomic>
+#include <ctime>
+
+#include "bench/ceilings_kernels.h"
+#include "core/buffer.h"
+#include "simd/isa.h"
+
+namespace tessera::bench {
+namespace {
+
+const CeilingKernels& kernels() {
+  switch (simd::requested_isa().value()) {
+    case simd::Isa::scalar:
+      return kCeilings_scalar;
+    case simd::Isa::avx2:
+      return kCeilings_avx2;
+    case simd::Isa::avx512:
+      return kCeilings_avx512;
+    case simd::Isa::avx512bf16:
+      return kCeilings_avx512bf16;
+  }
+  return kCeilings_scalar;
+}
+
+// Best of five: a ceiling is what the machine can do, not what the neighbours leave.
+double rate(ThreadPool& pool, double units, auto&& work) {
+  double best = 0;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const double start = now(pool.size());
+    pool.run(work);
+    best = std::max(best, units * pool.size() / (now(pool.size()) - start));
+  }
+  return best;
+}
+
+std::atomic<float> sink;
+
+}  // namespace
+
+double now(int threads) {
+  timespec time{};
+  clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+double f32_peak(ThreadPool& pool) {
+  constexpr int64_t kTurns = 1 << 20;
+  return rate(pool, kernels().flops_per_turn * kTurns, [](int) { sink = kernels().f32_turns(kTurns); });
+}
+
+double bf16_peak(ThreadPool& pool) {
+  constexpr int64_t kTurns = 1 << 20;
+  if (kernels().bf16_turns == nullptr) return 0;
+  return rate(pool, kernels().bf16_flops_per_turn * kTurns, [](int) { sink = kernels().bf16_turns(kTurns); });
+}
+
+double read_rate(ThreadPool& pool) {
+  constexpr size_t kBytes = size_t{256} << 20;
+  Buffer memory = Buffer::create(kBytes, "read probe").value();
+  std::fill_n(memory.as<float>(), kBytes / sizeof(float), 1.0f);
+  const size_t part = kBytes / sizeof(float) / static_cast<size_t>(pool.size());
+  return rate(pool, static_cast<double>(part * sizeof(float)), [&](int worker) {
+    sink = kernels().read(memory.as<float>() + part * static_cast<size_t>(worker), part);
+  });
+}
+
+}  // namespace tessera::bench

@@ -1,0 +1,19 @@
+// What this machine can do at most, measured now: shares of a ceiling are comparable between runs, seconds
+// are not.
+#pragma once
+
+#include "core/thread_pool.h"
+
+namespace tessera::bench {
+
+// Multiply-adds on registers alone, in FLOP/s over all workers of the pool: f32 with the best ISA allowed,
+// and pairs of bf16 (0 where the machine has no dot product of them).
+double f32_peak(ThreadPool& pool);
+double bf16_peak(ThreadPool& pool);
+// Bytes/s read from memory that no cache holds, over all workers.
+double read_rate(ThreadPool& pool);
+
+// Seconds: the calling thread's own CPU clock for one thread, the wall's for several.
+double now(int threads);
+
+}  // namespace tessera::bench

@@ -1,0 +1,68 @@
+#include "bench/ceilings_kernels.h"
+#include "simd/vec.h"
+
+namespace tessera::bench {
+inline namespace TESSERA_SIMD_NAMESPACE {
+
+using namespace simd;
+constexpr int kChains = 12;
+
+// The asm keeps the compiler from seeing that every turn is the same.
+float f32_turns(int64_t turns) {
+  F32 acc[kChains];
+  F32 a = set1(0.999f), b = set1(1e-3f);
+  for (int i = 0; i < kChains; ++i) acc[i] = set1(static_cast<float>(i));
+  for (int64_t turn = 0; turn < turns; ++turn) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], a, b);
+    asm volatile("" : "+x"(a.v), "+x"(b.v));
+  }
+  F32 sum = zero();
+  for (int i = 0; i < kChains; ++i) sum = sum + acc[i];
+  return reduce_add(sum);
+}
+
+#if defined(__AVX512BF16__)
+float bf16_turns(int64_t turns) {
+  F32 acc[kChains];
+  I32 a = set1_i32(0x3f7f3f7f), b = set1_i32(0x38003800);
+  for (int i = 0; i < kChains; ++i) acc[i] = set1(static_cast<float>(i));
+  for (int64_t turn = 0; turn < turns; ++turn) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) acc[i] = dot2_bf16(acc[i], a, b);
+    asm volatile("" : "+x"(a.v), "+x"(b.v));
+  }
+  F32 sum = zero();
+  for (int i = 0; i < kChains; ++i) sum = sum + acc[i];
+  return reduce_add(sum);
+}
+#endif
+
+float read_all(const float* data, size_t count) {
+  F32 acc[8];
+  for (int i = 0; i < 8; ++i) acc[i] = zero();
+  for (size_t at = 0; at + 8 * kLanes <= count; at += 8 * kLanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) acc[i] = acc[i] + load(data + at + static_cast<size_t>(i) * kLanes);
+#pragma GCC unroll 8
+    for (int line = 0; line < 8 * kLanes; line += 16) {
+      prefetch_near(data + at + line + 512);
+      prefetch_far(data + at + line + 3072);
+    }
+  }
+  F32 sum = zero();
+  for (int i = 0; i < 8; ++i) sum = sum + acc[i];
+  return reduce_add(sum);
+}
+
+}  // namespace TESSERA_SIMD_NAMESPACE
+
+const CeilingKernels TESSERA_CEILINGS = {2.0 * kChains * kLanes, f32_turns, 4.0 * kChains* kLanes,
+#if defined(__AVX512BF16__)
+                                         bf16_turns,
+#else
+                                         nullptr,
+#endif
+                                         read_all};
+
+}  // namespace tessera::bench

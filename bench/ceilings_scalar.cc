@@ -1,0 +1,2 @@
+#define TESSERA_CEILINGS kCeilings_scalar
+#include "bench/ceilings.inc.h"
