@@ -248,6 +248,7 @@ def bench_perplexity(args):
         exact = args.compute == "f32"
         model = Model(dequantized_copy(args.model, folder) if exact else args.model)
         ids = model.tokens(pathlib.Path(args.file).read_text(encoding="utf-8"))
+        ids = ids[:args.tokens] if args.tokens else ids
         context = Context(model, args.threads[0], not exact, (args.context + 255) // 256 * 256, capacity=args.context,
                           f32_kv=exact)
         total, scored, start = 0.0, 0, time.perf_counter()
@@ -290,7 +291,8 @@ def main():
     one.set_defaults(run=bench_model)
     two.add_argument("-t", "--threads", type=integers, default=[2])
     two.add_argument("-f", "--file", required=True, help="UTF-8 text")
-    two.add_argument("--context", type=int, default=1024)
+    two.add_argument("--context", type=int, default=1024, help="tokens of a window")
+    two.add_argument("--tokens", type=int, default=0, help="use only the text's first tokens; 0: all")
     two.add_argument("--compute", choices=("quantized", "f32"), default="quantized",
                      help="f32: a float32 copy of the weights and a float32 cache, flash attention off")
     two.set_defaults(run=bench_perplexity)
