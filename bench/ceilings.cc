@@ -25,10 +25,10 @@ const CeilingKernels& kernels() {
   return kCeilings_scalar;
 }
 
-// Best of five: a ceiling is what the machine can do, not what the neighbours leave.
+// Best of fifteen: a ceiling is what the machine can do, not what the neighbours leave.
 double rate(ThreadPool& pool, double units, auto&& work) {
   double best = 0;
-  for (int repeat = 0; repeat < 5; ++repeat) {
+  for (int repeat = 0; repeat < 15; ++repeat) {
     const double start = now(pool.size());
     pool.run(work);
     best = std::max(best, units * pool.size() / (now(pool.size()) - start));
@@ -55,6 +55,11 @@ double bf16_peak(ThreadPool& pool) {
   constexpr int64_t kTurns = 1 << 20;
   if (kernels().bf16_turns == nullptr) return 0;
   return rate(pool, kernels().bf16_flops_per_turn * kTurns, [](int) { sink = kernels().bf16_turns(kTurns); });
+}
+
+double int8_peak(ThreadPool& pool) {
+  constexpr int64_t kTurns = 1 << 19;
+  return rate(pool, kernels().int8_ops_per_turn * kTurns, [](int) { sink = kernels().int8_turns(kTurns); });
 }
 
 double read_rate(ThreadPool& pool) {

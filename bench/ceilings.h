@@ -10,6 +10,9 @@ namespace tessera::bench {
 // and pairs of bf16 (0 where the machine has no dot product of them).
 double f32_peak(ThreadPool& pool);
 double bf16_peak(ThreadPool& pool);
+// The same for multiply-adds of unsigned by signed bytes, summed in 32 bits: vpdpbusd, or what AVX2 has in
+// its place.
+double int8_peak(ThreadPool& pool);
 // Bytes/s read from memory that no cache holds, over all workers.
 double read_rate(ThreadPool& pool);
 

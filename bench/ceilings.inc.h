@@ -38,6 +38,20 @@ float bf16_turns(int64_t turns) {
 }
 #endif
 
+float int8_turns(int64_t turns) {
+  I32 acc[kChains];
+  I32 a = set1_i32(0x01020304), b = set1_i32(0x05060708);
+  for (int i = 0; i < kChains; ++i) acc[i] = set1_i32(i);
+  for (int64_t turn = 0; turn < turns; ++turn) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) acc[i] = dot4(acc[i], a, b);
+    asm volatile("" : "+x"(a.v), "+x"(b.v));
+  }
+  I32 sum = set1_i32(0);
+  for (int i = 0; i < kChains; ++i) sum = sum + acc[i];
+  return reduce_add(to_f32(sum));
+}
+
 float read_all(const float* data, size_t count) {
   F32 acc[8];
   for (int i = 0; i < 8; ++i) acc[i] = zero();
@@ -57,12 +71,16 @@ float read_all(const float* data, size_t count) {
 
 }  // namespace TESSERA_SIMD_NAMESPACE
 
-const CeilingKernels TESSERA_CEILINGS = {2.0 * kChains * kLanes, f32_turns, 4.0 * kChains* kLanes,
+const CeilingKernels TESSERA_CEILINGS = {2.0 * kChains * kLanes,
+                                         f32_turns,
+                                         4.0 * kChains* kLanes,
 #if defined(__AVX512BF16__)
                                          bf16_turns,
 #else
                                          nullptr,
 #endif
+                                         8.0 * kChains* kLanes,
+                                         int8_turns,
                                          read_all};
 
 }  // namespace tessera::bench

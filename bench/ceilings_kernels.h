@@ -10,6 +10,8 @@ struct CeilingKernels {
   float (*f32_turns)(int64_t turns);
   double bf16_flops_per_turn;
   float (*bf16_turns)(int64_t turns);  // null without bf16 dots
+  double int8_ops_per_turn;
+  float (*int8_turns)(int64_t turns);
   float (*read)(const float* data, size_t count);
 };
 

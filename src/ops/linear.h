@@ -8,7 +8,7 @@
 // with a, d_a, s_a of QuantizedRows. Threads divide panels and blocks of rows; k is never split. All ISAs
 // give the same bits.
 //
-// Bytes: a weight is read once for every 64 rows (from memory once, then from cache); rows once for every
+// Bytes: a weight is read once for every 96 rows (from memory once, then from cache); rows once for every
 // panel from L1/L2. Below ~4 rows the cost is the weight's bytes; from ~8 rows on it is arithmetic.
 //
 // Shapes: x [rows][k], y [rows][n]. x and y must not overlap. Mistakes are CHECKs. Scratch: slot 0 of worker
@@ -51,7 +51,7 @@ void gate_up_silu(Context& context, const PackedWeight& weight, const LinearInpu
 // The same, quantised in the epilogue for the next linear; resizes y to [rows][f]. REQUIRES: f % 32 == 0.
 void gate_up_silu(Context& context, const PackedWeight& weight, const LinearInput& x, QuantizedRows& y);
 
-// Which kernel each segment of `weight` runs for this many rows, e.g. "q4_1:avx512:8x16". Never empty.
+// Which kernel each segment of `weight` runs for this many rows, e.g. "q4_1:avx512:6x32". Never empty.
 std::string explain_linear(const PackedWeight& weight, int64_t rows);
 
 }  // namespace tessera::ops

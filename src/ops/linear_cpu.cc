@@ -9,9 +9,9 @@
 namespace tessera::ops {
 namespace {
 
-// Rows that share one pass over a panel. 64 quantised rows of k = 1536 are 147 KB: they stay in L2 beside a
-// panel of 15 KB in L1, and a weight is read from memory once for every 64 rows.
-constexpr int64_t kRowBlock = 64;
+// Rows that share one pass over a pair of panels. 96 quantised rows of k = 1536 are 221 KB: they stay in L2
+// beside two panels of 15 KB in L1, and a weight is read from memory once for every 96 rows.
+constexpr int64_t kRowBlock = 96;
 static_assert(kRowBlock % kTileRows == 0);
 
 // What a call reads: f32 rows for plain segments, quantised rows for segments of blocks.
@@ -48,38 +48,59 @@ PlainKernel plain_kernel(const Kernels& table, DType kind) {
   return kind == DType::f32 ? table.f32 : kind == DType::f16 ? table.f16 : table.bf16;
 }
 
-// Panels [index, index + panels) of `segment` for the rows of one tile, all 16 lanes of each. `panels` is 1
-// for blocks.
-void panel_tile(const Input& input, const PanelSegment& segment, int64_t index, int panels, int64_t tile,
-                float* y, int64_t y_stride, bool add) {
-  const uint8_t* panel = input.weight.panel(segment, index);
-  const int rows = static_cast<int>(std::min<int64_t>(kTileRows, input.rows - tile * kTileRows));
-  if (info(segment.kind).quantized) {
-    block_kernel(input.table,
-                 segment.kind)({panel, input.q.blocks(), input.q.tile(tile), rows, y, y_stride, add});
-  } else {
-    plain_kernel(input.table,
-                 segment.kind)({panel, segment.step, panels, input.weight.k(), input.x.row(tile * kTileRows),
-                                input.x.stride, rows, y, y_stride, add});
-  }
+int64_t rows_of_tile(const Input& input, int64_t tile) {
+  return std::min<int64_t>(kTileRows, input.rows - tile * kTileRows);
 }
 
-// The ragged last panel of a segment: all lanes into a scratch tile, the valid ones out.
-void ragged_tile(const Input& input, const PanelSegment& segment, int64_t index, int64_t tile, int columns,
-                 float* y, int64_t y_stride, bool add) {
-  float scratch[kTileRows * kPanel];
-  panel_tile(input, segment, index, 1, tile, scratch, kPanel, false);
-  const int64_t rows = std::min<int64_t>(kTileRows, input.rows - tile * kTileRows);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int c = 0; c < columns; ++c) {
-      float& out = y[r * y_stride + c];
-      out = add ? out + scratch[r * kPanel + c] : scratch[r * kPanel + c];
-    }
+// All 16 lanes of `panels` panels from `panel` on, for the rows of one tile.
+struct Output {
+  float* y;
+  int64_t stride;  // from row to row
+  int64_t step;    // from panel to panel
+  bool add;
+};
+void panel_tile(const Input& input, DType kind, const uint8_t* panel, int64_t panel_step, int panels,
+                int64_t tile, const Output& out) {
+  const Tile work{panel, panel_step, panels,   static_cast<int>(rows_of_tile(input, tile)),
+                  out.y, out.stride, out.step, out.add};
+  if (info(kind).quantized) {
+    block_kernel(input.table, kind)(work, {input.q.tile(tile), input.q.blocks()});
+  } else {
+    plain_kernel(input.table, kind)(work, {input.x.row(tile * kTileRows), input.x.stride, input.weight.k()});
   }
 }
 
 int columns_of(const PanelSegment& segment, int64_t index) {
   return static_cast<int>(std::min<int64_t>(kPanel, segment.rows - index * kPanel));
+}
+
+// The ragged last panel of a segment: all lanes into a scratch tile, the valid ones out.
+void ragged_tile(const Input& input, const PanelSegment& segment, int64_t index, int64_t tile,
+                 const Output& out) {
+  float scratch[kTileRows * kPanel];
+  panel_tile(input, segment.kind, input.weight.panel(segment, index), 0, 1, tile,
+             {scratch, kPanel, 0, false});
+  for (int64_t r = 0; r < rows_of_tile(input, tile); ++r) {
+    for (int c = 0; c < columns_of(segment, index); ++c) {
+      float& y = out.y[r * out.stride + c];
+      y = out.add ? y + scratch[r * kPanel + c] : scratch[r * kPanel + c];
+    }
+  }
+}
+
+// Panels 2 pair and 2 pair + 1 of a segment; the second may be ragged or missing.
+void pair_tile(const Input& input, const PanelSegment& segment, int64_t pair, int64_t tile,
+               const Output& out) {
+  const int64_t first = pair * 2, end = std::min(first + 2, segment.panels);
+  const int64_t whole = columns_of(segment, end - 1) == kPanel ? end : end - 1;
+  if (whole > first) {
+    panel_tile(input, segment.kind, input.weight.panel(segment, first), segment.step,
+               static_cast<int>(whole - first), tile, out);
+  }
+  if (whole < end) {
+    ragged_tile(input, segment, whole, tile,
+                {out.y + (whole - first) * out.step, out.stride, out.step, out.add});
+  }
 }
 
 // Rows of one row block as tiles [first, end).
@@ -92,10 +113,10 @@ TileRange tiles_of(const Input& input, int64_t row_block) {
   return {first, std::min(first + kRowBlock / kTileRows, tiles)};
 }
 
-// Few rows: four panels at a time are ~20 KB, enough to hide the counter. Many rows: two, so that stealing
-// balances.
+// Pairs of panels taken at a time. Few rows: two are ~20 KB, enough to hide the counter; many rows: one, so
+// that stealing balances.
 int64_t grain_of(const Input& input) {
-  return input.rows <= kTileRows ? 4 : 2;
+  return input.rows <= kTileRows ? 2 : 1;
 }
 
 void run_linear(Context& context, const PackedWeight& weight, const LinearInput& x, RowsView y, bool add) {
@@ -103,62 +124,60 @@ void run_linear(Context& context, const PackedWeight& weight, const LinearInput&
   if (x.rows() == 0) return;
   const Input input = prepare(context, weight, x);
   for (const PanelSegment& segment : weight.segments()) {
-    const bool plain = !info(segment.kind).quantized;
+    const int64_t pairs = (segment.panels + 1) / 2;
     // Row block by row block, so that a thread keeps its rows in L2 and streams panels past them.
-    context.pool.parallel_for(
-        input.row_blocks() * segment.panels, grain_of(input), [&](int64_t begin, int64_t end, int) {
-          for (int64_t item = begin; item < end;) {
-            const int64_t index = item % segment.panels;
-            const TileRange tiles = tiles_of(input, item / segment.panels);
-            const int columns = columns_of(segment, index);
-            // Two plain panels share each broadcast of an activation.
-            const bool pair = plain && item + 1 < end && index + 1 < segment.panels &&
-                              columns_of(segment, index + 1) == kPanel;
-            for (int64_t tile = tiles.first; tile < tiles.end; ++tile) {
-              float* out = y.row(tile * kTileRows) + segment.first + index * kPanel;
-              if (columns == kPanel) {
-                panel_tile(input, segment, index, pair ? 2 : 1, tile, out, y.stride, add);
-              } else {
-                ragged_tile(input, segment, index, tile, columns, out, y.stride, add);
-              }
-            }
-            item += pair ? 2 : 1;
-          }
-        });
+    const auto work = [&](int64_t begin, int64_t end, int) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t pair = item % pairs;
+        const TileRange tiles = tiles_of(input, item / pairs);
+        for (int64_t tile = tiles.first; tile < tiles.end; ++tile) {
+          float* out = y.row(tile * kTileRows) + segment.first + pair * 2 * kPanel;
+          pair_tile(input, segment, pair, tile, {out, y.stride, kPanel, add});
+        }
+      }
+    };
+    context.pool.parallel_for(input.row_blocks() * pairs, grain_of(input), work);
   }
 }
 
-// gate and up of columns [32 pair, 32 pair + 32) for one tile, both [8][32], then silu(gate) * up over gate.
-void gate_up_tile(const Input& input, int64_t pair, int64_t tile, float* gate, float* up) {
-  constexpr int kColumns = 2 * kPanel;
-  const std::span<const PanelSegment> segments = input.weight.segments();
-  for (int half = 0; half < 2; ++half) {
-    const int64_t index = pair * 2 + half;
-    if (index == segments[0].panels) break;
-    panel_tile(input, segments[0], index, 1, tile, gate + half * kPanel, kColumns, false);
-    panel_tile(input, segments[1], index, 1, tile, up + half * kPanel, kColumns, false);
+// gate and up of columns [32 pair, 32 pair + 32) for one tile, both [6][32], then silu(gate) * up over gate.
+constexpr int kPairColumns = 2 * kPanel;
+struct alignas(64) GateUp {
+  // Zero at first, for the 16 columns that an odd last panel leaves unwritten.
+  float gate[kTileRows * kPairColumns] = {};
+  float up[kTileRows * kPairColumns] = {};
+};
+void gate_up_tile(const Input& input, int64_t pair, int64_t tile, GateUp& out) {
+  const PanelSegment& gate = input.weight.segments()[0];
+  const PanelSegment& up = input.weight.segments()[1];
+  for (int64_t index = pair * 2; index < std::min(pair * 2 + 2, gate.panels); ++index) {
+    float* column = out.gate + index % 2 * kPanel;
+    const uint8_t* panel = input.weight.panel(gate, index);
+    // Neighbours in memory, so one call of two panels where the kinds agree.
+    const bool together = gate.kind == up.kind;
+    panel_tile(input, gate.kind, panel, up.offset - gate.offset, together ? 2 : 1, tile,
+               {column, kPairColumns, out.up - out.gate, false});
+    if (!together) {
+      panel_tile(input, up.kind, input.weight.panel(up, index), 0, 1, tile,
+                 {out.up + index % 2 * kPanel, kPairColumns, 0, false});
+    }
   }
-  const int64_t rows = std::min<int64_t>(kTileRows, input.rows - tile * kTileRows);
-  input.table.silu_mul(gate, up, rows * kColumns, gate);
+  input.table.silu_mul(out.gate, out.up, rows_of_tile(input, tile) * kPairColumns, out.gate);
 }
 
-// Calls epilogue(tile [8][32], first column, first row, rows) for every tile of silu(gate) * up.
+// Calls epilogue(tile [6][32], first column, first row, rows) for every tile of silu(gate) * up.
 template <typename Epilogue>
 void run_gate_up(Context& context, const Input& input, Epilogue&& epilogue) {
   const std::span<const PanelSegment> segments = input.weight.segments();
   TESSERA_CHECK(input.weight.order() == PanelOrder::interleaved && segments.size() == 2);
   const int64_t pairs = (segments[0].panels + 1) / 2;
-  const int64_t grain = std::max<int64_t>(1, grain_of(input) / 2);
-  context.pool.parallel_for(input.row_blocks() * pairs, grain, [&](int64_t begin, int64_t end, int) {
-    // Zeros where an odd last panel leaves 16 columns unwritten.
-    alignas(64) float gate[kTileRows * 2 * kPanel] = {};
-    alignas(64) float up[kTileRows * 2 * kPanel] = {};
+  context.pool.parallel_for(input.row_blocks() * pairs, 1, [&](int64_t begin, int64_t end, int) {
+    GateUp scratch;
     for (int64_t item = begin; item < end; ++item) {
       const TileRange tiles = tiles_of(input, item / pairs);
       for (int64_t tile = tiles.first; tile < tiles.end; ++tile) {
-        gate_up_tile(input, item % pairs, tile, gate, up);
-        const int64_t rows = std::min<int64_t>(kTileRows, input.rows - tile * kTileRows);
-        epilogue(gate, item % pairs * 2 * kPanel, tile * kTileRows, rows);
+        gate_up_tile(input, item % pairs, tile, scratch);
+        epilogue(scratch.gate, item % pairs * kPairColumns, tile * kTileRows, rows_of_tile(input, tile));
       }
     }
   });
@@ -180,8 +199,8 @@ void gate_up_silu(Context& context, const PackedWeight& weight, const LinearInpu
   if (x.rows() == 0) return;
   const Input input = prepare(context, weight, x);
   run_gate_up(context, input, [&](const float* tile, int64_t first, int64_t row, int64_t rows) {
-    const int64_t width = std::min<int64_t>(2 * kPanel, columns - first);
-    for (int64_t r = 0; r < rows; ++r) std::copy_n(tile + r * 2 * kPanel, width, y.row(row + r) + first);
+    const int64_t width = std::min<int64_t>(kPairColumns, columns - first);
+    for (int64_t r = 0; r < rows; ++r) std::copy_n(tile + r * kPairColumns, width, y.row(row + r) + first);
   });
 }
 
@@ -191,13 +210,13 @@ void gate_up_silu(Context& context, const PackedWeight& weight, const LinearInpu
   y.resize(x.rows(), columns);
   if (x.rows() == 0) return;
   const Input input = prepare(context, weight, x);
-  static_assert(2 * kPanel == kQuantBlock);
+  static_assert(kPairColumns == kQuantBlock);
   run_gate_up(context, input, [&](const float* tile, int64_t first, int64_t row, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
       QuantizedRowPointer out = y.view().row(row + r);
       out.q += first / kQuantBlock * out.step;
       out.f += first / kQuantBlock * out.step;
-      input.table.quantize(tile + r * 2 * kPanel, 1, out);
+      input.table.quantize(tile + r * kPairColumns, 1, out);
     }
   });
 }
@@ -206,8 +225,8 @@ std::string explain_linear(const PackedWeight& weight, int64_t rows) {
   std::string text;
   for (const PanelSegment& segment : weight.segments()) {
     const int tile = static_cast<int>(std::min<int64_t>(rows, kTileRows));
-    text += format("{}{}:{}:{}x{}", text.empty() ? "" : " ", name(segment.kind), kernels().isa, tile,
-                   info(segment.kind).quantized ? kPanel : 2 * kPanel);
+    text +=
+        format("{}{}:{}:{}x{}", text.empty() ? "" : " ", name(segment.kind), kernels().isa, tile, 2 * kPanel);
   }
   return text;
 }

@@ -8,7 +8,10 @@ namespace tessera::ops {
 
 inline constexpr int kPanel = 16;       // outputs of a weight panel
 inline constexpr int kQuantBlock = 32;  // elements along k that share a scale
-inline constexpr int kTileRows = 8;     // rows of a full tile of quantised activations
+// Rows of a full tile: 6 rows x 2 panels fill 32 vector registers (24 accumulators), and 6 x 16 outputs
+// fill 16. Measured on Zen 5 against 8 x 1, 4 x 2, 5 x 2 and 12 x 1: the first two are 5 % slower from cache
+// and 10 % from memory.
+inline constexpr int kTileRows = 6;
 inline constexpr int kQuantBytes = 48;  // of one row and block of quantised activations
 
 // Where one row lies inside its tile (quantized_rows.h has the layout). Block b is at q + b * step and f + b

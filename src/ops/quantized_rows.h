@@ -6,10 +6,10 @@
 //   any x is NaN or infinite:            d = s = NaN and q = 0, so every output of that row becomes NaN
 // The arithmetic is f32, one rounding an operation.
 //
-// Layout: tiles of 8 rows (the last one has rows % 8). A tile of m rows is, for each block of 32 in order of
-// k, 48 m bytes: int8 q[m][32], f32 d[m], f32 s[m], i32 minus8[m] = -8 sum(q), i32 minus128[m] = -128 sum(q).
-// The two integers undo the offsets of unsigned weights and cost the kernels one load instead of a
-// multiplication.
+// Layout: tiles of kTileRows (6) rows, the last one of what is left. A tile of m rows is, for each block of
+// 32 in order of k, 48 m bytes: int8 q[m][32], f32 d[m], f32 s[m], i32 minus8[m] = -8 sum(q), i32 minus128[m]
+// = -128 sum(q). The two integers undo the offsets of unsigned weights and cost the kernels one load instead
+// of a multiplication.
 #pragma once
 
 #include <cstdint>

@@ -12,33 +12,32 @@ enum class Isa : int;
 
 namespace tessera::ops {
 
-// y[r * y_stride + lane] = (add: +=) the dot product of row r and lane of a panel, r < rows, lane < 16.
-// `panel` is 64-byte aligned; reading (prefetching) past its end is allowed, loading is not.
-struct BlockArgs {
+// One register tile: y[r * y_stride + p * y_step + lane] = (add: +=) the dot product of row r and lane of
+// panel p, r < rows, p < panels, lane < 16. Panels are 64-byte aligned; prefetching past their end is
+// allowed, loading is not.
+struct Tile {
   const uint8_t* panel;
-  int64_t blocks;       // k / 32
-  const uint8_t* tile;  // quantised rows, a whole tile of `rows` rows
-  int rows;             // 1..8
+  int64_t panel_step;  // bytes from panel to panel
+  int panels;          // 1 or 2
+  int rows;            // 1..6
   float* y;
   int64_t y_stride;
+  int64_t y_step;
   bool add;
 };
-using BlockKernel = void (*)(const BlockArgs& args);
 
-// The same of plain elements, for `panels` (1 or 2) panels `panel_step` bytes apart: lane < 16 * panels.
-struct PlainArgs {
-  const uint8_t* panel;
-  int64_t panel_step;
-  int panels;
-  int64_t k;
-  const float* x;
-  int64_t x_stride;
-  int rows;  // 1..8
-  float* y;
-  int64_t y_stride;
-  bool add;
+struct BlockInput {
+  const uint8_t* tile;  // quantised rows, a whole tile of `rows` rows
+  int64_t blocks;       // k / 32
 };
-using PlainKernel = void (*)(const PlainArgs& args);
+using BlockKernel = void (*)(const Tile& tile, const BlockInput& input);
+
+struct PlainInput {
+  const float* x;
+  int64_t stride;
+  int64_t k;
+};
+using PlainKernel = void (*)(const Tile& tile, const PlainInput& input);
 
 struct Kernels {
   const char* isa;  // whose instructions they are

@@ -1,4 +1,5 @@
-// The linear kernels in AVX2 and FMA: two ymm an output vector, tiles of up to 4 rows x 16 outputs.
+// The linear kernels in AVX2 and FMA: two ymm an output vector, tiles of up to 3 rows x 16 outputs (blocks)
+// or 6 x 16 (plain).
 //
 // Nibbles: vpmaddubsw adds two products in 16 bits, and a whole block fits there: 8 groups * 2 * 15 * 127 =
 // 30,480 < 32,768. So a block costs one vpmaddubsw and one 16-bit addition a group and a single widening at
@@ -11,7 +12,7 @@
 namespace tessera::ops::avx2 {
 namespace {
 
-constexpr int64_t kAhead = 2560;  // as in the AVX-512 form
+constexpr int64_t kAhead = 4096;  // as in the AVX-512 form
 
 inline __m256i broadcast_i32(const uint8_t* from) {
   int32_t value;
@@ -30,8 +31,17 @@ inline __m256 load_f16(const uint8_t* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-inline void store(float* y, __m256 value, bool add) {
-  _mm256_storeu_ps(y, add ? _mm256_add_ps(_mm256_loadu_ps(y), value) : value);
+template <int M>
+inline void store(const Tile& tile, int first, int p, const __m256 (&acc)[M][2]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < M; ++r) {
+    float* y = tile.y + (first + r) * tile.y_stride + p * tile.y_step;
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      _mm256_storeu_ps(y + 8 * h,
+                       tile.add ? _mm256_add_ps(_mm256_loadu_ps(y + 8 * h), acc[r][h]) : acc[r][h]);
+    }
+  }
 }
 
 enum class Kind { q4_0, q4_1, q8_0 };
@@ -86,22 +96,23 @@ inline void dots_of_bytes(const uint8_t* groups, const uint8_t* rows, __m256i (&
   }
 }
 
-// Rows [first, first + M) of the tile.
+// Rows [first, first + M) of panel p.
 template <Kind kKind, int M>
-void blocks(const BlockArgs& args, int first) {
+void blocks(const Tile& tile, const BlockInput& input, int first, int p) {
   constexpr int kGroups = kKind == Kind::q8_0 ? 8 : 4;
   constexpr int kScaleBytes = kKind == Kind::q4_1 ? 64 : 32;
-  const int64_t quant_bytes = args.blocks * kGroups * 64;
-  const int64_t scale_bytes = (args.blocks * kScaleBytes + 63) / 64 * 64;
-  const int64_t field = args.rows * 4, step = args.rows * kQuantBytes;
-  const uint8_t* scale = args.panel + quant_bytes;
-  const uint8_t* rows = args.tile + first * kQuantBlock;
-  const uint8_t* fields = args.tile + args.rows * kQuantBlock + first * 4;
+  const int64_t quant_bytes = input.blocks * kGroups * 64;
+  const int64_t scale_bytes = (input.blocks * kScaleBytes + 63) / 64 * 64;
+  const int64_t field = tile.rows * 4, step = tile.rows * kQuantBytes;
+  const uint8_t* panel = tile.panel + p * tile.panel_step;
+  const uint8_t* scale = panel + quant_bytes;
+  const uint8_t* rows = input.tile + first * kQuantBlock;
+  const uint8_t* fields = input.tile + tile.rows * kQuantBlock + first * 4;
   __m256 acc[M][2];
 #pragma GCC unroll 8
   for (int r = 0; r < M; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
   for (int64_t at = 0; at < quant_bytes; at += kGroups * 64) {
-    const uint8_t* groups = args.panel + at;
+    const uint8_t* groups = panel + at;
     const uint8_t* ahead = groups + kAhead + (at + kAhead >= quant_bytes ? scale_bytes : 0);
 #pragma GCC unroll 8
     for (int g = 0; g < kGroups; ++g) __builtin_prefetch(ahead + g * 64);
@@ -133,27 +144,32 @@ void blocks(const BlockArgs& args, int first) {
     rows += step;
     fields += step;
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < M; ++r) {
-    float* y = args.y + (first + r) * args.y_stride;
-    store(y, acc[r][0], args.add);
-    store(y + 8, acc[r][1], args.add);
-  }
+  store<M>(tile, first, p, acc);
 }
 
 template <Kind kKind>
-void blocks_any(const BlockArgs& args) {
-  int first = 0;
-  for (; args.rows - first >= 4; first += 4) blocks<kKind, 4>(args, first);
-  switch (args.rows - first) {
-    case 3:
-      return blocks<kKind, 3>(args, first);
-    case 2:
-      return blocks<kKind, 2>(args, first);
-    case 1:
-      return blocks<kKind, 1>(args, first);
-    default:
-      return;
+void blocks_any(const Tile& tile, const BlockInput& input) {
+  for (int p = 0; p < tile.panels; ++p) {
+    switch (tile.rows) {
+      case 6:
+        blocks<kKind, 3>(tile, input, 3, p);
+        [[fallthrough]];
+      case 3:
+        blocks<kKind, 3>(tile, input, 0, p);
+        break;
+      case 5:
+        blocks<kKind, 3>(tile, input, 2, p);
+        [[fallthrough]];
+      case 2:
+        blocks<kKind, 2>(tile, input, 0, p);
+        break;
+      case 4:
+        blocks<kKind, 4>(tile, input, 0, p);
+        break;
+      default:
+        blocks<kKind, 1>(tile, input, 0, p);
+        break;
+    }
   }
 }
 
@@ -173,51 +189,51 @@ struct Bf16 {
   }
 };
 
-// Rows [first, first + M), one panel: 2 M chains of fma, 8 of them hide the latency.
+// All M rows of panel p: 2 M chains of fma, 8 of them hide the latency.
 template <typename Element, int M>
-void plain(const PlainArgs& args, int first, int index) {
-  const uint8_t* panel = args.panel + index * args.panel_step;
-  const float* x = args.x + first * args.x_stride;
+void plain(const Tile& tile, const PlainInput& input, int p) {
+  const uint8_t* panel = tile.panel + p * tile.panel_step;
+  const float* x = input.x;
   __m256 acc[M][2];
 #pragma GCC unroll 8
   for (int r = 0; r < M; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4
-  for (int64_t i = 0; i < args.k; ++i) {
+  for (int64_t i = 0; i < input.k; ++i) {
     const __m256 w0 = Element::load(panel), w1 = Element::load(panel + 8 * Element::kBytes);
     __builtin_prefetch(panel + kAhead);
 #pragma GCC unroll 8
     for (int r = 0; r < M; ++r) {
-      const __m256 value = _mm256_set1_ps(x[r * args.x_stride]);
+      const __m256 value = _mm256_set1_ps(x[r * input.stride]);
       acc[r][0] = _mm256_fmadd_ps(value, w0, acc[r][0]);
       acc[r][1] = _mm256_fmadd_ps(value, w1, acc[r][1]);
     }
     panel += kPanel * Element::kBytes;
     ++x;
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < M; ++r) {
-    float* y = args.y + (first + r) * args.y_stride + index * kPanel;
-    store(y, acc[r][0], args.add);
-    store(y + 8, acc[r][1], args.add);
-  }
+  store<M>(tile, 0, p, acc);
 }
 
 template <typename Element>
-void plain_any(const PlainArgs& args) {
-  for (int p = 0; p < args.panels; ++p) {
-    int first = 0;
-    for (; args.rows - first >= 4; first += 4) plain<Element, 4>(args, first, p);
-    switch (args.rows - first) {
-      case 3:
-        plain<Element, 3>(args, first, p);
+void plain_any(const Tile& tile, const PlainInput& input) {
+  for (int p = 0; p < tile.panels; ++p) {
+    switch (tile.rows) {
+      case 1:
+        plain<Element, 1>(tile, input, p);
         break;
       case 2:
-        plain<Element, 2>(args, first, p);
+        plain<Element, 2>(tile, input, p);
         break;
-      case 1:
-        plain<Element, 1>(args, first, p);
+      case 3:
+        plain<Element, 3>(tile, input, p);
+        break;
+      case 4:
+        plain<Element, 4>(tile, input, p);
+        break;
+      case 5:
+        plain<Element, 5>(tile, input, p);
         break;
       default:
+        plain<Element, 6>(tile, input, p);
         break;
     }
   }
@@ -225,23 +241,23 @@ void plain_any(const PlainArgs& args) {
 
 }  // namespace
 
-void linear_q4_0(const BlockArgs& args) {
-  blocks_any<Kind::q4_0>(args);
+void linear_q4_0(const Tile& tile, const BlockInput& input) {
+  blocks_any<Kind::q4_0>(tile, input);
 }
-void linear_q4_1(const BlockArgs& args) {
-  blocks_any<Kind::q4_1>(args);
+void linear_q4_1(const Tile& tile, const BlockInput& input) {
+  blocks_any<Kind::q4_1>(tile, input);
 }
-void linear_q8_0(const BlockArgs& args) {
-  blocks_any<Kind::q8_0>(args);
+void linear_q8_0(const Tile& tile, const BlockInput& input) {
+  blocks_any<Kind::q8_0>(tile, input);
 }
-void linear_f32(const PlainArgs& args) {
-  plain_any<F32>(args);
+void linear_f32(const Tile& tile, const PlainInput& input) {
+  plain_any<F32>(tile, input);
 }
-void linear_f16(const PlainArgs& args) {
-  plain_any<F16>(args);
+void linear_f16(const Tile& tile, const PlainInput& input) {
+  plain_any<F16>(tile, input);
 }
-void linear_bf16(const PlainArgs& args) {
-  plain_any<Bf16>(args);
+void linear_bf16(const Tile& tile, const PlainInput& input) {
+  plain_any<Bf16>(tile, input);
 }
 
 }  // namespace tessera::ops::avx2

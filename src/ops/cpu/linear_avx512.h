@@ -4,10 +4,10 @@
 #include "ops/cpu/kernels.h"
 
 namespace tessera::ops::avx512 {
-void linear_q4_0(const BlockArgs& args);
-void linear_q4_1(const BlockArgs& args);
-void linear_q8_0(const BlockArgs& args);
-void linear_f32(const PlainArgs& args);
-void linear_f16(const PlainArgs& args);
-void linear_bf16(const PlainArgs& args);
+void linear_q4_0(const Tile& tile, const BlockInput& input);
+void linear_q4_1(const Tile& tile, const BlockInput& input);
+void linear_q8_0(const Tile& tile, const BlockInput& input);
+void linear_f32(const Tile& tile, const PlainInput& input);
+void linear_f16(const Tile& tile, const PlainInput& input);
+void linear_bf16(const Tile& tile, const PlainInput& input);
 }  // namespace tessera::ops::avx512

@@ -38,8 +38,9 @@ uint16_t load_u16(const uint8_t* from) {
   return value;
 }
 
-void store(float* y, float value, bool add) {
-  *y = add ? *y + value : value;
+void store(const Tile& tile, int r, int p, const float* values) {
+  float* y = tile.y + r * tile.y_stride + p * tile.y_step;
+  for (int lane = 0; lane < kPanel; ++lane) y[lane] = tile.add ? y[lane] + values[lane] : values[lane];
 }
 
 enum class Kind { q4_0, q4_1, q8_0 };
@@ -61,28 +62,31 @@ int32_t dot(const uint8_t* groups, int lane, const int8_t* a) {
 }
 
 template <Kind kKind>
-void blocks(const BlockArgs& args) {
+void blocks(const Tile& tile, const BlockInput& input) {
   constexpr int kGroups = kKind == Kind::q8_0 ? 8 : 4;
   constexpr int kScaleBytes = kKind == Kind::q4_1 ? 64 : 32;
-  const uint8_t* scales = args.panel + args.blocks * kGroups * 64;
-  for (int r = 0; r < args.rows; ++r) {
-    float acc[kPanel] = {};
-    for (int64_t b = 0; b < args.blocks; ++b) {
-      const uint8_t* tile = args.tile + b * args.rows * kQuantBytes;
-      const int8_t* a = reinterpret_cast<const int8_t*>(tile) + r * kQuantBlock;
-      const uint8_t* fields = tile + args.rows * kQuantBlock + r * 4;
-      const float d_a = load_f32(fields), s_a = load_f32(fields + args.rows * 4);
-      const uint8_t* scale = scales + b * kScaleBytes;
-      for (int lane = 0; lane < kPanel; ++lane) {
-        const float d_w = widen_f16(load_u16(scale + lane * 2));
-        const float part = static_cast<float>(dot<kKind>(args.panel + b * kGroups * 64, lane, a)) * d_a;
-        acc[lane] = __builtin_fmaf(d_w, part, acc[lane]);
-        if constexpr (kKind == Kind::q4_1) {
-          acc[lane] = __builtin_fmaf(widen_f16(load_u16(scale + 32 + lane * 2)), s_a, acc[lane]);
+  for (int p = 0; p < tile.panels; ++p) {
+    const uint8_t* panel = tile.panel + p * tile.panel_step;
+    const uint8_t* scales = panel + input.blocks * kGroups * 64;
+    for (int r = 0; r < tile.rows; ++r) {
+      float acc[kPanel] = {};
+      for (int64_t b = 0; b < input.blocks; ++b) {
+        const uint8_t* rows = input.tile + b * tile.rows * kQuantBytes;
+        const int8_t* a = reinterpret_cast<const int8_t*>(rows) + r * kQuantBlock;
+        const uint8_t* fields = rows + tile.rows * kQuantBlock + r * 4;
+        const float d_a = load_f32(fields), s_a = load_f32(fields + tile.rows * 4);
+        const uint8_t* scale = scales + b * kScaleBytes;
+        for (int lane = 0; lane < kPanel; ++lane) {
+          const float d_w = widen_f16(load_u16(scale + lane * 2));
+          const float part = static_cast<float>(dot<kKind>(panel + b * kGroups * 64, lane, a)) * d_a;
+          acc[lane] = __builtin_fmaf(d_w, part, acc[lane]);
+          if constexpr (kKind == Kind::q4_1) {
+            acc[lane] = __builtin_fmaf(widen_f16(load_u16(scale + 32 + lane * 2)), s_a, acc[lane]);
+          }
         }
       }
+      store(tile, r, p, acc);
     }
-    for (int lane = 0; lane < kPanel; ++lane) store(args.y + r * args.y_stride + lane, acc[lane], args.add);
   }
 }
 
@@ -100,43 +104,42 @@ struct Bf16 {
 };
 
 template <typename Element>
-void plain(const PlainArgs& args) {
-  for (int p = 0; p < args.panels; ++p) {
-    const uint8_t* panel = args.panel + p * args.panel_step;
-    for (int r = 0; r < args.rows; ++r) {
-      const float* x = args.x + r * args.x_stride;
+void plain(const Tile& tile, const PlainInput& input) {
+  for (int p = 0; p < tile.panels; ++p) {
+    const uint8_t* panel = tile.panel + p * tile.panel_step;
+    for (int r = 0; r < tile.rows; ++r) {
+      const float* x = input.x + r * input.stride;
       float acc[kPanel] = {};
-      for (int64_t i = 0; i < args.k; ++i) {
+      for (int64_t i = 0; i < input.k; ++i) {
         for (int lane = 0; lane < kPanel; ++lane) {
           acc[lane] =
               __builtin_fmaf(x[i], Element::load(panel + (i * kPanel + lane) * Element::kBytes), acc[lane]);
         }
       }
-      float* y = args.y + r * args.y_stride + p * kPanel;
-      for (int lane = 0; lane < kPanel; ++lane) store(y + lane, acc[lane], args.add);
+      store(tile, r, p, acc);
     }
   }
 }
 
 }  // namespace
 
-void linear_q4_0(const BlockArgs& args) {
-  blocks<Kind::q4_0>(args);
+void linear_q4_0(const Tile& tile, const BlockInput& input) {
+  blocks<Kind::q4_0>(tile, input);
 }
-void linear_q4_1(const BlockArgs& args) {
-  blocks<Kind::q4_1>(args);
+void linear_q4_1(const Tile& tile, const BlockInput& input) {
+  blocks<Kind::q4_1>(tile, input);
 }
-void linear_q8_0(const BlockArgs& args) {
-  blocks<Kind::q8_0>(args);
+void linear_q8_0(const Tile& tile, const BlockInput& input) {
+  blocks<Kind::q8_0>(tile, input);
 }
-void linear_f32(const PlainArgs& args) {
-  plain<F32>(args);
+void linear_f32(const Tile& tile, const PlainInput& input) {
+  plain<F32>(tile, input);
 }
-void linear_f16(const PlainArgs& args) {
-  plain<F16>(args);
+void linear_f16(const Tile& tile, const PlainInput& input) {
+  plain<F16>(tile, input);
 }
-void linear_bf16(const PlainArgs& args) {
-  plain<Bf16>(args);
+void linear_bf16(const Tile& tile, const PlainInput& input) {
+  plain<Bf16>(tile, input);
 }
 
 }  // namespace tessera::ops::scalar
