@@ -28,7 +28,8 @@ class Runner {
   using Ticket = uint64_t;
   virtual ~Runner() = default;
 
-  // Starts (or carries out) the step. The plan may be changed when this returns.
+  // Starts (or carries out) the step. A row may name a previous sample that was not finite (its request ends
+  // when that becomes known): any token will do there. The plan may be changed when this returns.
   virtual Ticket submit(const StepPlan& plan) = 0;
   // The result of a step, once, in the order of submission. Throws InternalError for a bug in the step; the
   // runner stays usable for plans submitted afterwards.

@@ -44,25 +44,25 @@ class StopChecker {
   StopChecker(const SamplingParams& params, std::span<const int32_t> eos_ids, int max_tokens,
               std::unique_ptr<TextDecoder> decoder);
 
-  // Takes one generated token. REQUIRES: not finished.
+  // Takes one generated token. REQUIRES: not finished. The text of the model's own end is never handed out;
+  // that of a stop token only with include_stop_str_in_output.
   Update push(int32_t token);
   // The answer ends from outside (cancel, error): the text that was held back.
   std::string flush();
 
   int tokens() const { return count_; }
-  // The ids that may not be drawn as token `token_index`: the ends, before min_tokens.
-  std::span<const int32_t> banned(int token_index) const;
+  // The ids that end an answer, which may not be drawn as one of the first min_tokens tokens.
+  static std::vector<int32_t> ends(const SamplingParams& params, std::span<const int32_t> eos_ids);
 
  private:
   bool find_stop(size_t* begin, size_t* end, const std::string** which) const;
   size_t held_suffix() const;
 
   const SamplingParams& params_;
-  std::span<const int32_t> eos_ids_;
   int max_tokens_;
   std::unique_ptr<TextDecoder> decoder_;
-  std::vector<int32_t> ends_;  // eos (unless ignored) and stop_token_ids
-  std::string held_;           // text that is not handed out yet
+  std::span<const int32_t> eos_ids_;  // empty when they are ignored
+  std::string held_;                  // text that is not handed out yet
   int count_ = 0;
 };
 
