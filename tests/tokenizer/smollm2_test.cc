@@ -40,8 +40,8 @@ TEST(SmolLM2, MatchesHuggingFace) {
   const auto file = model::GgufFile::open(path);
   ASSERT_TRUE(file.ok()) << file.status().message();
   VocabSpec spec;
-  spec.model = (*file)->get<std::string>("tokenizer.ggml.model").value();
-  spec.pre = (*file)->get<std::string>("tokenizer.ggml.pre").value();
+  spec.model = (*file)->get<std::string_view>("tokenizer.ggml.model").value();
+  spec.pre = (*file)->get<std::string_view>("tokenizer.ggml.pre").value();
   spec.tokens = strings(**file, "tokenizer.ggml.tokens");
   spec.token_types = (*file)->get_array<int32_t>("tokenizer.ggml.token_type").value();
   spec.merges = strings(**file, "tokenizer.ggml.merges");
