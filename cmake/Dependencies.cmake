@@ -3,3 +3,4 @@ find_package(Threads REQUIRED)
 find_package(fmt 9.1 REQUIRED)
 find_package(OpenSSL 3.0 REQUIRED COMPONENTS Crypto)
 find_package(Boost 1.81 REQUIRED)  # headers only: Beast, Asio, JSON
+find_package(CLI11 2.1 REQUIRED)    # headers only: the command line
