@@ -83,11 +83,18 @@ Result<KvStorage> KvStorage::create(const KvFormat& format, int layers, int num_
   if (!bytes || *bytes > static_cast<uint64_t>(INT64_MAX)) {
     return resource_exhausted(tessera::format("KV storage of {} blocks overflows 64 bits", num_blocks));
   }
+  TESSERA_ASSIGN_OR_RETURN(Buffer data, Buffer::create(*bytes, "KV storage", allocator));
+  KvStorage storage = over(format, layers, num_blocks, data.data());
+  storage.data_ = std::move(data);
+  return storage;
+}
+
+KvStorage KvStorage::over(const KvFormat& format, int layers, int num_blocks, void* memory) {
   KvStorage storage;
   storage.format_ = format;
   storage.layers_ = layers;
   storage.num_blocks_ = num_blocks;
-  TESSERA_ASSIGN_OR_RETURN(storage.data_, Buffer::create(*bytes, "KV storage", allocator));
+  storage.tiles_ = static_cast<char*>(memory);
   return storage;
 }
 

@@ -58,6 +58,10 @@ class KvStorage {
   static Result<KvStorage> create(const KvFormat& format, int layers, int num_blocks,
                                   Allocator& allocator = system_allocator());
 
+  // Tiles in memory of the caller's: 64-byte aligned, format.bytes_per_block(layers) * num_blocks bytes that
+  // outlive the storage. Invariant 1 is then the caller's. REQUIRES: what create() checks.
+  static KvStorage over(const KvFormat& format, int layers, int num_blocks, void* memory);
+
   const KvFormat& format() const { return format_; }
   int layers() const { return layers_; }
   int num_blocks() const { return num_blocks_; }
@@ -75,10 +79,10 @@ class KvStorage {
 
   // The K tile of a block; its V tile follows after k_tile_bytes(). 64-byte aligned.
   const char* pair(int layer, int block, int kv_head) const {
-    return data_.as<char>() + pair_offset(layer, block, kv_head);
+    return tiles_ + pair_offset(layer, block, kv_head);
   }
   char* mutable_pair(int layer, int block, int kv_head) {
-    return data_.as<char>() + pair_offset(layer, block, kv_head);
+    return tiles_ + pair_offset(layer, block, kv_head);
   }
 
  private:
@@ -88,7 +92,8 @@ class KvStorage {
   KvFormat format_;
   int layers_ = 0;
   int num_blocks_ = 0;
-  Buffer data_;
+  Buffer data_;  // empty over the caller's memory
+  char* tiles_ = nullptr;
 };
 
 }  // namespace tessera::attention

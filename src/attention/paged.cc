@@ -139,7 +139,18 @@ void PlanRunner::write_row(int32_t row, int kv_head, const StateRows& total) con
   }
 }
 
-void PlanRunner::run_item(const WorkPlan::Item& item, int kv_head, const Scratch& scratch) {
+// The pair that unit (item, kv head) number `unit` begins with, or null: what follows is worth prefetching
+// even when another worker takes it.
+const char* PlanRunner::first_pair(int64_t unit) const {
+  const size_t index = static_cast<size_t>(unit / plan_.kv_heads_);
+  if (index >= plan_.items_.size() || plan_.items_[index].steps == 0) return nullptr;
+  const WorkPlan::Step& step = plan_.steps_[static_cast<size_t>(plan_.items_[index].first_step)];
+  return storage_.pair(layer_, step.block, static_cast<int>(unit % plan_.kv_heads_));
+}
+
+void PlanRunner::run_item(int64_t unit, const Scratch& scratch) {
+  const WorkPlan::Item& item = plan_.items_[static_cast<size_t>(unit / plan_.kv_heads_)];
+  const int kv_head = static_cast<int>(unit % plan_.kv_heads_);
   const int64_t query_bytes = kernel_.query_bytes(problem_.head_dim);
   const auto clear = [&](const StateRows& state, int sums) {
     for (int32_t row = 0; row < item.rows; ++row) state.m[row] = kNoMaximum;
@@ -174,7 +185,8 @@ void PlanRunner::run_item(const WorkPlan::Item& item, int kv_head, const Scratch
     const WorkPlan::Step& step = steps[i];
     TilePair tile{};
     tile.data = storage_.pair(layer_, step.block, kv_head);
-    tile.next = i + 1 < item.steps ? storage_.pair(layer_, steps[i + 1].block, kv_head) : nullptr;
+    tile.next =
+        i + 1 < item.steps ? storage_.pair(layer_, steps[i + 1].block, kv_head) : first_pair(unit + 1);
     tile.first_key = int64_t{step.tile} * kKeyTile;
     tile.valid = step.valid;
     kernel_.walk(rows, step.first_row, step.rows, tile);
@@ -215,9 +227,7 @@ void PlanRunner::run() {
   const auto run_items = [&](int64_t begin, int64_t end, int worker) {
     const FlushSubnormals flush;
     const Scratch scratch = scratch_of(worker);
-    for (int64_t i = begin; i < end; ++i) {
-      run_item(plan_.items_[static_cast<size_t>(i / kv_heads)], static_cast<int>(i % kv_heads), scratch);
-    }
+    for (int64_t unit = begin; unit < end; ++unit) run_item(unit, scratch);
   };
   context_.pool.parallel_for(static_cast<int64_t>(plan_.items_.size()) * kv_heads, 1, run_items);
   if (plan_.split_tokens_.empty()) return;

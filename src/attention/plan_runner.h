@@ -27,7 +27,8 @@ class PlanRunner {
 
  private:
   struct Scratch;
-  void run_item(const WorkPlan::Item& item, int kv_head, const Scratch& scratch);
+  const char* first_pair(int64_t unit) const;
+  void run_item(int64_t unit, const Scratch& scratch);
   void fold_split_token(const WorkPlan::SplitToken& token, int kv_head, const Scratch& scratch);
   void pack_row(int32_t row, int kv_head, void* packed) const;
   void write_row(int32_t row, int kv_head, const StateRows& total) const;

@@ -1,0 +1,16 @@
+// Rows of K and V -> one tile pair (the layout of kv_storage.h), many keys at a time.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/kv_storage.h"
+
+namespace tessera::attention {
+
+// k, v: row r at k + r * k_row_bytes, v + r * v_row_bytes, elements of format.dtype, head_dim and v_head_dim
+// of them. Writes keys [0, keys) of the pair; what lies behind them stays as it is. REQUIRES: 1 <= keys <=
+// kKeyTile.
+void pack_tile(const KvFormat& format, const char* k, int64_t k_row_bytes, const char* v, int64_t v_row_bytes,
+               int keys, char* pair);
+
+}  // namespace tessera::attention
