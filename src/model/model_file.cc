@@ -1,6 +1,7 @@
 #include "model/model_file.h"
 
 #include <cmath>
+#include <new>
 
 #include "core/format.h"
 
@@ -95,14 +96,7 @@ Result<VocabData> read_vocab(const GgufFile& gguf, int vocab_size) {
   return vocab;
 }
 
-}  // namespace
-
-Result<ModelFile> open_model(const std::string& path, FileSystem& files) {
-  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> gguf, GgufFile::open(path, files));
-  return read_model(std::move(gguf));
-}
-
-Result<ModelFile> read_model(std::unique_ptr<GgufFile> gguf) {
+Result<ModelFile> read_all(std::unique_ptr<GgufFile> gguf) {
   ModelFile model;
   TESSERA_RETURN_IF_ERROR(refuse_splits(*gguf));
   TESSERA_ASSIGN_OR_RETURN(ModelLayout layout, layout_from_gguf(*gguf));
@@ -118,6 +112,23 @@ Result<ModelFile> read_model(std::unique_ptr<GgufFile> gguf) {
   model.chat_template = chat_template;
   model.gguf = std::move(gguf);
   return model;
+}
+
+}  // namespace
+
+Result<ModelFile> open_model(const std::string& path, FileSystem& files) {
+  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> gguf, GgufFile::open(path, files));
+  return read_model(std::move(gguf));
+}
+
+Result<ModelFile> read_model(std::unique_ptr<GgufFile> gguf) {
+  std::string name;
+  try {
+    name = gguf->file_name();
+    return read_all(std::move(gguf));
+  } catch (const std::bad_alloc&) {
+    return resource_exhausted(name + ": no memory for the model's description");
+  }
 }
 
 }  // namespace tessera::model

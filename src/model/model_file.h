@@ -35,7 +35,8 @@ struct ModelFile {
   std::string chat_template;  // Jinja source; empty when the file has none
 };
 
-// Errors as GgufFile::open and layout_from_gguf; also unsupported for one part of a split model.
+// Errors as GgufFile::open and layout_from_gguf; also unsupported for one part of a split model and
+// resource_exhausted when memory is out.
 Result<ModelFile> open_model(const std::string& path, FileSystem& files = system_files());
 // From a parsed file.
 Result<ModelFile> read_model(std::unique_ptr<GgufFile> gguf);

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -163,6 +164,82 @@ TEST(HostileGguf, ManySmallThingsStayWithinTheFilesSize) {
     EXPECT_LE(outcome.peak_bytes, static_cast<int64_t>(bytes.size()) + kConstant);
     std::printf("%zu bytes: %.1f ms, %lld bytes of memory\n", bytes.size(), outcome.seconds * 1e3,
                 static_cast<long long>(outcome.peak_bytes));
+  }
+}
+
+TEST(HostileGguf, AHeaderEndsAtItsLimit) {
+  // One array fills the header up to its last byte; the next key would begin beyond.
+  const uint64_t before = 24 + 8 + 1 + 4 + 4 + 8;
+  const uint64_t count = GgufFile::kMaxHeaderBytes - before;
+  const std::string bytes = "GGUF" + testing::le<uint32_t>(3) + testing::le<uint64_t>(0) +
+                            testing::le<uint64_t>(2) + testing::gguf_string("k") +
+                            testing::le<uint32_t>(testing::kArray) + testing::le<uint32_t>(testing::kU8) +
+                            testing::le(count);
+  ASSERT_EQ(bytes.size(), before);
+  const uint64_t size = uint64_t{1} << 40;
+  const Outcome outcome = load(bytes, size);
+  expect_clean_refusal(outcome.status, "limit");
+  EXPECT_NE(
+      outcome.status.message().find("byte 67108864: the name of key 1: its length ends beyond the 67108864"),
+      std::string::npos)
+      << outcome.status.message();
+  EXPECT_LE(outcome.peak_bytes, static_cast<int64_t>(GgufFile::kMaxHeaderBytes) + (128 << 10));
+}
+
+// Gives zeros, or 0xff, from the n-th read on: a file that is replaced while it is read.
+class ChangingFile final : public File {
+ public:
+  ChangingFile(std::string bytes, int reads, int value)
+      : file_(std::move(bytes)), reads_(reads), value_(value) {}
+  uint64_t size() const override { return file_.size(); }
+  Status read(uint64_t offset, std::span<std::byte> out) override {
+    if (reads_-- > 0) return file_.read(offset, out);
+    std::memset(out.data(), value_, out.size());
+    return {};
+  }
+  bool changed() const { return reads_ < 0; }
+
+ private:
+  MemoryFile file_;
+  int reads_;
+  int value_;
+};
+
+TEST(HostileGguf, AFileThatChangesUnderTheReaderIsRefusedOrRead) {
+  GgufWriter writer = testing::small_llama();
+  writer.strs("long",
+              std::vector<std::string>(9000, "four"));  // longer than the reader's window, so read twice
+  const std::string bytes = writer.build();
+  for (int value : {0x00, 0xff}) {
+    bool changed = true;
+    for (int reads = 0; changed; ++reads) {
+      ASSERT_LT(reads, 1000);
+      auto file = std::make_unique<ChangingFile>(bytes, reads, value);
+      ChangingFile* watched = file.get();
+      auto gguf = GgufFile::parse(std::move(file), "hostile.gguf");
+      changed = !gguf.ok() || watched->changed();
+      if (!gguf.ok()) expect_clean_refusal(gguf.status(), "changed at read " + std::to_string(reads));
+    }
+  }
+}
+
+TEST(HostileGguf, EveryFailedAllocationIsAStatus) {
+  const std::string bytes = testing::small_llama().build();
+  for (int64_t allocations = 0;; ++allocations) {
+    ASSERT_LT(allocations, 10'000);
+    auto file = std::make_unique<MemoryFile>(bytes);
+    MemoryMeter::until_failure = allocations;
+    auto gguf = GgufFile::parse(std::move(file), "a file name that needs memory of its own.gguf");
+    Status status = gguf.status();
+    if (gguf.ok()) status = read_model(std::move(gguf).value()).status();
+    const bool failed = MemoryMeter::until_failure < 0;
+    MemoryMeter::until_failure = -1;
+    if (!failed) {
+      EXPECT_TRUE(status.ok()) << status.message();
+      std::printf("%lld allocations\n", static_cast<long long>(allocations));
+      break;
+    }
+    ASSERT_EQ(status.code(), StatusCode::resource_exhausted) << allocations << ": " << status.message();
   }
 }
 

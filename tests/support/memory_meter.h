@@ -1,5 +1,5 @@
-// Counts the bytes that operator new has out. Include it in one file of a test: it replaces the global
-// operators.
+// Counts the bytes that operator new has out, and makes the n-th allocation fail. Include it in one file of a
+// test: it replaces the global operators.
 #pragma once
 
 #include <malloc.h>
@@ -14,7 +14,11 @@ struct MemoryMeter {
   static inline std::atomic<int64_t> live{0};
   static inline std::atomic<int64_t> peak{0};
 
+  // Allocations that still succeed before one fails, once; negative: none fails.
+  static inline std::atomic<int64_t> until_failure{-1};
+
   static void* take(size_t bytes) {
+    if (until_failure >= 0 && until_failure-- == 0) throw std::bad_alloc();
     void* data = std::malloc(bytes);
     if (data == nullptr) throw std::bad_alloc();
     const int64_t now = live += static_cast<int64_t>(malloc_usable_size(data));
