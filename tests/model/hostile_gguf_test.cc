@@ -225,11 +225,12 @@ TEST(HostileGguf, AFileThatChangesUnderTheReaderIsRefusedOrRead) {
 
 TEST(HostileGguf, EveryFailedAllocationIsAStatus) {
   const std::string bytes = testing::small_llama().build();
+  const std::string name = "a file name that needs memory of its own.gguf";
   for (int64_t allocations = 0;; ++allocations) {
     ASSERT_LT(allocations, 10'000);
     auto file = std::make_unique<MemoryFile>(bytes);
     MemoryMeter::until_failure = allocations;
-    auto gguf = GgufFile::parse(std::move(file), "a file name that needs memory of its own.gguf");
+    auto gguf = GgufFile::parse(std::move(file), name);
     Status status = gguf.status();
     if (gguf.ok()) status = read_model(std::move(gguf).value()).status();
     const bool failed = MemoryMeter::until_failure < 0;
