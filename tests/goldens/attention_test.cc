@@ -1,9 +1,11 @@
-// Paged attention against PyTorch's scaled_dot_product_attention (tests/goldens/README.md), on every ISA.
+// Attention, paged and contiguous, against PyTorch's scaled_dot_product_attention (tests/goldens/README.md),
+// on every ISA.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <numeric>
 
+#include "attention/attention.h"
 #include "attention/paged.h"
 #include "attention/registry.h"
 #include "core/context.h"
@@ -107,6 +109,33 @@ void expect_agreement(DType dtype) {
     ++run;
   }
   EXPECT_EQ(run, 16);
+}
+
+// Every case, with rows that see nothing and the log-sum-exp of each row.
+TEST(AttentionGoldens, ContiguousTensorsAndLseAgreeWithPyTorch) {
+  ThreadPool pool({.threads = 2});
+  Context context(pool);
+  const Golden golden = Golden::load("ops_attention");
+  int64_t masked_rows = 0;
+  for (const GoldenCase& c : golden.cases()) {
+    SCOPED_TRACE(c.name());
+    const AttentionProblem p = problem_of(c, DType::f32);
+    std::vector<float> o(c.f32("o").size(), std::nanf("")), lse(c.f32("lse").size(), std::nanf(""));
+    ForwardTensors tensors;
+    tensors.q = contiguous<const void*>(c.f32("q").data(), p.seqlen_q, p.heads, p.head_dim);
+    tensors.k = contiguous<const void*>(c.f32("k").data(), p.seqlen_k, p.kv_heads, p.head_dim);
+    tensors.v = contiguous<const void*>(c.f32("v").data(), p.seqlen_k, p.kv_heads, p.v_head_dim);
+    tensors.o = contiguous<void*>(o.data(), p.seqlen_q, p.heads, p.v_head_dim);
+    tensors.lse = lse.data();
+    const Status status = attention_forward(context, p, tensors);
+    ASSERT_TRUE(status.ok()) << status.message();
+    const double limit = tolerance(c, DType::f32);
+    const double off = test::max_difference(o, c.f32("o")), lse_off = test::max_difference(lse, c.f32("lse"));
+    EXPECT_TRUE(off <= limit * test::max_magnitude(c.f32("v"))) << off;
+    EXPECT_TRUE(lse_off <= limit) << lse_off;
+    masked_rows += c.integer("masked_rows");
+  }
+  EXPECT_GT(masked_rows, 0);
 }
 
 TEST(AttentionGoldens, F32CacheAgreesWithPyTorch) {
