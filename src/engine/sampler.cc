@@ -17,12 +17,6 @@ int32_t bits_of(float value) {
   return bits;
 }
 
-bool any_nonfinite(std::span<const float> logits) {
-  int32_t bad = 0;
-  for (const float value : logits) bad |= (bits_of(value) & 0x7f800000) == 0x7f800000 ? 1 : 0;
-  return bad != 0;
-}
-
 // Finite floats in the order of signed integers; both zeros are one value.
 int32_t order_of(float value) {
   const int32_t bits = bits_of(value + 0.0f);
@@ -161,6 +155,12 @@ int32_t draw_filtered(const SampleInput& input, SamplerScratch& scratch) {
 }
 
 }  // namespace
+
+bool any_nonfinite(std::span<const float> logits) {
+  int32_t bad = 0;
+  for (const float value : logits) bad |= (bits_of(value) & 0x7f800000) == 0x7f800000 ? 1 : 0;
+  return bad != 0;
+}
 
 bool needs_history(const SamplingParams& params) {
   return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f ||

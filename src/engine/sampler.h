@@ -37,6 +37,8 @@ struct SampleResult {
   TokenLogprobs logprobs;  // filled when params->logprobs >= 0
 };
 
+// True when a row holds a NaN or an infinity.
+bool any_nonfinite(std::span<const float> logits);
 // True when the penalties need the tokens so far.
 bool needs_history(const SamplingParams& params);
 
