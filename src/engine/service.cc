@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <fstream>
-#include <mutex>
+#include <optional>
 #include <random>
 
 #include "core/clock.h"
@@ -36,8 +36,8 @@ tokenizer::VocabSpec vocab_spec(const model::VocabData& vocab) {
   spec.eos_id = vocab.eos;
   spec.unk_id = vocab.unknown;
   spec.pad_id = vocab.padding;
-  spec.add_bos = vocab.add_bos;
-  spec.add_eos = vocab.add_eos;
+  spec.add_bos = vocab.add_bos.value_or(false);
+  spec.add_eos = vocab.add_eos.value_or(false);
   return spec;
 }
 
@@ -75,13 +75,14 @@ class Text {
     for (const ChatMessage& message : messages)
       plain.push_back({message.role, message.content, message.name});
     TESSERA_ASSIGN_OR_RETURN(const tokenizer::RenderedChat rendered,
-                             template_->render(plain, add_generation_prompt));
+                             template_->render(plain, {.add_generation_prompt = add_generation_prompt,
+                                                       .now = system_clock().unix_seconds()}));
     return tokenizer::encode_chat(*tokenizer_, rendered);
   }
 
  private:
   std::unique_ptr<tokenizer::Tokenizer> tokenizer_;
-  std::unique_ptr<tokenizer::ChatTemplate> template_;
+  std::optional<tokenizer::ChatTemplate> template_;
 };
 
 class PlainText final : public TextService {
