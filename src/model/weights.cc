@@ -9,8 +9,8 @@ namespace {
 // Reads tensors of one file and packs them, with one staging buffer.
 class Packer {
  public:
-  Packer(Context& context, const ModelFile& model, const WeightOptions& options)
-      : context_(context), model_(model), options_(options) {
+  Packer(Context& context, const ModelFile& model, const WeightOptions& options, ArenaAllocator& arena)
+      : context_(context), model_(model), options_(options), arena_(arena) {
     for (const GgufTensor& tensor : model.gguf->tensors()) total_ += tensor.bytes;
   }
 
@@ -34,8 +34,8 @@ class Packer {
       at += (tensor->bytes + 63) / 64 * 64;
       done_ += tensor->bytes;
     }
-    TESSERA_ASSIGN_OR_RETURN(
-        *out, ops::PackedWeight::pack(context_, sources, tensors[0]->shape[1], options_.compute, order));
+    TESSERA_ASSIGN_OR_RETURN(*out, ops::PackedWeight::pack(context_, sources, tensors[0]->shape[1],
+                                                           options_.compute, order, arena_));
     packed_ += out->bytes();
     if (options_.progress) options_.progress(static_cast<double>(done_) / static_cast<double>(total_));
     return {};
@@ -58,6 +58,7 @@ class Packer {
   Context& context_;
   const ModelFile& model_;
   const WeightOptions& options_;
+  ArenaAllocator& arena_;
   Buffer staging_;
   uint64_t total_ = 0, done_ = 0;
   int64_t packed_ = 0;
@@ -67,7 +68,7 @@ class Packer {
 
 Result<Weights> Weights::load(Context& context, const ModelFile& model, const WeightOptions& options) {
   Weights weights;
-  Packer packer(context, model, options);
+  Packer packer(context, model, options, *weights.arena_);
   const TensorNames& names = model.tensors;
   TESSERA_RETURN_IF_ERROR(packer.pack(names.embedding, &weights.embedding_));
   for (const LayerTensors& from : names.layers) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
+#include "core/arena.h"
 #include "core/context.h"
 #include "model/graph.h"
 #include "model/model_file.h"
@@ -33,6 +35,9 @@ class Weights {
     ops::PackedWeight q, k, v, attention_output, gate, up, down;
     std::vector<float> attention_norm, ffn_norm;
   };
+  // First, so that it goes last: the matrices lie in it, because weights below 2 MiB would get small pages of
+  // their own.
+  std::unique_ptr<ArenaAllocator> arena_ = std::make_unique<ArenaAllocator>();
   std::vector<Layer> layers_;
   ops::PackedWeight embedding_, head_;
   std::vector<float> output_norm_;
