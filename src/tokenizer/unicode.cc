@@ -38,6 +38,7 @@ uint32_t map_simple(uint32_t code, const tables::CaseRange* ranges, size_t count
 }
 
 const char* map_special(uint32_t code, const tables::CaseSpecial* specials, size_t count) {
+  if (code < 0x80) return nullptr;
   const auto* end = specials + count;
   const auto* at = std::lower_bound(specials, end, code,
                                     [](const tables::CaseSpecial& s, uint32_t c) { return s.code < c; });
@@ -45,9 +46,11 @@ const char* map_special(uint32_t code, const tables::CaseSpecial* specials, size
 }
 
 uint32_t simple_upper(uint32_t code) {
+  if (code < 0x80) return code >= 'a' && code <= 'z' ? code - 32 : code;
   return map_simple(code, tables::kUpperRanges, tables::kUpperRangeCount);
 }
 uint32_t simple_lower(uint32_t code) {
+  if (code < 0x80) return code >= 'A' && code <= 'Z' ? code + 32 : code;
   return map_simple(code, tables::kLowerRanges, tables::kLowerRangeCount);
 }
 

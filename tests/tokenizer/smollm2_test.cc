@@ -11,16 +11,14 @@
 namespace tessera::tokenizer {
 namespace {
 
-// TESSERA_MODEL, or what scripts/get-model left in the checkout; "" if there is neither.
+// TESSERA_MODEL, or where scripts/get-model puts it; "" if there is neither.
 std::string model_path() {
   if (const char* given = std::getenv("TESSERA_MODEL")) return given;
-  const std::filesystem::path cache = TESSERA_SOURCE_DIR "/.cache";
+  const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+  const std::string folder = cache != nullptr ? cache : home != nullptr ? std::string(home) + "/.cache" : "";
+  const std::string path = folder + "/tessera/models/SmolLM2-135M-Instruct.Q4_1.gguf";
   std::error_code error;
-  for (auto at = std::filesystem::recursive_directory_iterator(cache, error); !error && at != end(at); ++at) {
-    const std::string file = at->path().filename().string();
-    if (file.starts_with("SmolLM2-135M-Instruct") && file.ends_with(".gguf")) return at->path().string();
-  }
-  return "";
+  return std::filesystem::is_regular_file(path, error) ? path : "";
 }
 
 std::vector<std::string> strings(const model::GgufFile& file, const char* key) {

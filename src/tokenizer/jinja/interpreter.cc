@@ -119,7 +119,7 @@ Interpreter::Flow Interpreter::run(const Node& node, Scope* scope) {
       assign(node.target, filter_captured(node.filter.get(), capture(node.body, scope), scope), scope);
       break;
     case NodeKind::macro:
-      assign(Target{.name = node.macro.name}, make_macro(node.macro, scope), scope);
+      define(node.macro.name, make_macro(node.macro, scope), scope);
       break;
     case NodeKind::call_block:
       run_call_block(node, scope);
@@ -177,14 +177,18 @@ void Interpreter::assign(const Target& target, Value value, Scope* scope) {
     owner.ns().attributes.set(target.attribute, std::move(value));
     return;
   }
+  define(target.name, std::move(value), scope);
+}
+
+void Interpreter::define(const std::string& name, Value value, Scope* scope) {
   charge(scope->names.size() / 16);
-  for (auto& [name, old] : scope->names) {
-    if (name == target.name) {
+  for (auto& [known, old] : scope->names) {
+    if (known == name) {
       old = std::move(value);
       return;
     }
   }
-  scope->names.emplace_back(target.name, std::move(value));
+  scope->names.emplace_back(name, std::move(value));
 }
 
 // --- Loops ---

@@ -86,6 +86,8 @@ class Interpreter {
   Value call_loop(LoopState& loop, std::string_view method, const Args& args);
   void run_call_block(const Node& node, Scope* scope);
   void assign(const Target& target, Value value, Scope* scope);
+  // REQUIRES: `name` lives in the syntax tree.
+  void define(const std::string& name, Value value, Scope* scope);
   Str capture(const Body& body, Scope* scope);
   void write(const Str& text);
   Value filter_captured(const Expr* filter, Str text, Scope* scope);
