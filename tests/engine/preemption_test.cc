@@ -146,7 +146,7 @@ void soak(uint64_t seed, int requests) {
 TEST(Preemption, RandomSoakKeepsEveryInvariant) {
   const char* rounds_text = std::getenv("TESSERA_SOAK_ROUNDS");
   const char* seed_text = std::getenv("TESSERA_SEED");
-  const int rounds = rounds_text == nullptr ? 60 : std::atoi(rounds_text);
+  const int rounds = rounds_text == nullptr ? 20 : std::atoi(rounds_text);
   const uint64_t seed = seed_text == nullptr ? 1 : std::strtoull(seed_text, nullptr, 10);
   std::printf("seeds from %llu, %d rounds (TESSERA_SEED, TESSERA_SOAK_ROUNDS)\n",
               static_cast<unsigned long long>(seed), rounds);
