@@ -26,7 +26,7 @@ import numpy as np
 
 import llama_cpp as api
 
-BATCH_STEPS = 32   # of the test with a shared prompt
+BATCH_STEPS = 32   # of the test with a shared prompt, at most
 MICRO_BATCH = 512  # llama.cpp's default
 FIRST_ID = 200     # pseudo-random tokens stay clear of the special ones
 TYPE_F32 = 0       # ggml's number
@@ -160,7 +160,7 @@ def generation_rates(context, random, count, depth, repeats):
     return rates
 
 
-def shared_rates(context, random, sequences, shared, repeats):
+def shared_rates(context, random, sequences, shared, steps, repeats):
     rates = []
     context.clear()
     context.prefill(random.ids(shared))
@@ -169,9 +169,9 @@ def shared_rates(context, random, sequences, shared, repeats):
     step = lambda i: [(token, shared + i, s, True) for s, token in enumerate(random.ids(sequences))]
     for _ in range(repeats):
         context.decode(step(0))  # warms up, and carries out the copies of a split cache
-        rows = [step(1 + i) for i in range(BATCH_STEPS)]
+        rows = [step(1 + i) for i in range(steps)]
         seconds = timed(lambda: [context.decode(row) for row in rows])
-        rates.append(sequences * BATCH_STEPS / seconds)
+        rates.append(sequences * steps / seconds)
         for sequence in range(sequences):
             api.llama_memory_seq_rm(context.memory, sequence, shared, -1)
     return rates
@@ -210,13 +210,15 @@ def bench_model(args):
             name = f"tg{args.generate}" + (f"@{depth}" if depth else "")
             report(name, threads, variant, generation_rates(context, random, args.generate, depth, args.repeats))
         context.close()
-        for sequences, unified in itertools.product([b for b in args.batch if b > 1], (True, False)):
-            own = BATCH_STEPS + 2
+        batches = [b for b in args.batch if b > 1] if args.generate > 0 else []
+        for sequences, unified in itertools.product(batches, (True, False)):
+            steps = min(args.generate, BATCH_STEPS)
+            own = steps + 2
             per_sequence = args.shared_prompt + own
             cells = args.shared_prompt + sequences * own if unified else sequences * ((per_sequence + 255) // 256 * 256)
             context = Context(model, threads, flash, (cells + 255) // 256 * 256, sequences, unified)
             report(f"batch{sequences}@shared{args.shared_prompt}", threads, {**variant, "kv_unified": unified},
-                   shared_rates(context, random, sequences, args.shared_prompt, args.repeats))
+                   shared_rates(context, random, sequences, args.shared_prompt, steps, args.repeats))
             context.close()
 
 
