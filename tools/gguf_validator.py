@@ -182,7 +182,8 @@ class Llama:
         self.check_vocabulary()
 
     def check_numbers(self):
-        self.layers = self.number("block_count", most=max(1, len(self.tensors) // 9), required=True)
+        self.layers = self.number("block_count", required=True)
+        need(self.layers <= len(self.tensors) // 9, f"block_count = {self.layers}")
         self.number("context_length", most=1 << 27, required=True)
         self.width = self.number("embedding_length", required=True)
         self.ffn = self.number("feed_forward_length", required=True)

@@ -65,9 +65,13 @@ class LlamaReader {
     StackConfig& stack = config.stacks.emplace_back();
     config.architecture = "llama";
     TESSERA_ASSIGN_OR_RETURN(config.name, gguf_.get_or<std::string_view>("general.name", ""));
+    TESSERA_RETURN_IF_ERROR(number("block_count", 1, kMaxWidth, &stack.layers));
     // Every layer has its tensors, so their number bounds the layers before anything is sized by them.
-    const uint32_t most_layers = static_cast<uint32_t>(gguf_.tensors().size() / std::size(kTensorsOfLayer));
-    TESSERA_RETURN_IF_ERROR(number("block_count", 1, std::max(most_layers, 1u), &stack.layers));
+    const size_t tensors = gguf_.tensors().size();
+    if (static_cast<size_t>(stack.layers) > tensors / std::size(kTensorsOfLayer)) {
+      return fail(format("llama.block_count is {}, but {} tensors are too few for {} in each layer",
+                         stack.layers, tensors, std::size(kTensorsOfLayer)));
+    }
     TESSERA_RETURN_IF_ERROR(number("context_length", 1, kMaxContext, &config.context_length));
     TESSERA_RETURN_IF_ERROR(number("embedding_length", 1, kMaxWidth, &stack.width));
     TESSERA_RETURN_IF_ERROR(number("feed_forward_length", 1, kMaxWidth, &stack.ffn_width));
