@@ -345,7 +345,11 @@ class CpuExecutor final : public Executor {
 }  // namespace
 
 int64_t kv_block_bytes(const ModelConfig& config, DType kv_dtype) {
-  return config.kv_elements_per_token() * info(kv_dtype).block_bytes * attention::kKeyTile;
+  int64_t bytes = 0;
+  for (const StackConfig& stack : config.stacks) {
+    bytes += CpuExecutor::kv_format(stack, kv_dtype).bytes_per_block(stack.layers);
+  }
+  return bytes;
 }
 
 Result<std::unique_ptr<Executor>> create_cpu_executor(const ModelFile& model,
