@@ -9,9 +9,14 @@ namespace tessera::tokenizer {
 namespace {
 
 std::string describe(const jinja::TemplateError& error) {
-  // One line, whatever the template put into its message.
+  // One line of UTF-8, whatever the template put into its message.
   std::string message;
-  for (const char c : error.message) message += static_cast<uint8_t>(c) < 0x20 || c == 0x7f ? ' ' : c;
+  Utf8Repairer repairer;
+  repairer.push(error.message, message);
+  repairer.finish(message);
+  for (char& c : message) {
+    if (static_cast<uint8_t>(c) < 0x20 || c == 0x7f) c = ' ';
+  }
   return error.line > 0 ? format("chat template, line {}: {}", error.line, message)
                         : "chat template: " + message;
 }

@@ -38,6 +38,8 @@ struct RenderOptions {
   bool add_generation_prompt = true;
   // More variables for the template, e.g. tools; none may be messages, add_generation_prompt, bos_token,
   // eos_token or a built-in function. Their strings count as conversation (jinja::Value::outside).
+  // Making a Value that is nested deeper than jinja::kMaxValueDepth throws jinja::TemplateError: check the
+  // depth of JSON before.
   std::map<std::string, jinja::Value> variables;
   int64_t now = 0;  // Unix seconds for strftime_now, in UTC
   RenderLimits limits;

@@ -201,5 +201,18 @@ TEST(ChatTemplate, MistakesNameTheirLine) {
       << chat.status().message();
 }
 
+TEST(ChatTemplate, ErrorsAreOneLineOfUtf8WhateverTheContent) {
+  const auto compiled = ChatTemplate::compile("{{ raise_exception('bad: ' ~ messages[0].content) }}", "", "");
+  std::string content = "a\nb\x01";
+  for (int i = 0; i < 300; ++i) content += "\xe4\xbd\xa0";
+  for (int i = 0; i < 3; ++i) {
+    const auto chat = compiled->render({{"user", content.insert(0, 1, 'x'), ""}});
+    ASSERT_FALSE(chat.ok());
+    EXPECT_TRUE(is_utf8(chat.status().message()));
+    EXPECT_EQ(chat.status().message().find_first_of("\n\x01"), std::string::npos);
+    EXPECT_LT(chat.status().message().size(), 600u);
+  }
+}
+
 }  // namespace
 }  // namespace tessera::tokenizer
