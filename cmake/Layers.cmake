@@ -23,8 +23,14 @@ endfunction()
 
 # -fno-tree-vectorize: vector code is written out, and the compiler must not pick its own order of additions
 # or an instruction that the ISA's name does not promise.
-set(TESSERA_FLAGS_scalar -O3 -fno-tree-vectorize)
-set(TESSERA_FLAGS_avx2 -O3 -fno-tree-vectorize -mavx2 -mfma -mf16c -mbmi2)
+# Under the sanitizers -O1: at -O3 one kernel file takes minutes there.
+if(TESSERA_SANITIZE)
+  set(TESSERA_KERNEL_LEVEL -O1)
+else()
+  set(TESSERA_KERNEL_LEVEL -O3)
+endif()
+set(TESSERA_FLAGS_scalar ${TESSERA_KERNEL_LEVEL} -fno-tree-vectorize)
+set(TESSERA_FLAGS_avx2 ${TESSERA_KERNEL_LEVEL} -fno-tree-vectorize -mavx2 -mfma -mf16c -mbmi2)
 # GCC 12 takes the undefined pass-through operand inside its own AVX-512 intrinsics for a use (fixed in GCC 13).
 set(TESSERA_FLAGS_avx512 ${TESSERA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
     -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized)
