@@ -251,6 +251,32 @@ TEST(EngineCore, AnExceptionEndsTheRequestsOfItsStepAndTheEngineGoesOn) {
   }
 }
 
+// A block that is marked as cached but is in no tree: what only a bug can do.
+TEST(EngineCore, BrokenInvariantsAfterAnExceptionEmptyTheCacheAndEndEverything) {
+  EngineOptions options = Harness::options(64, 16);
+  std::string said;
+  options.log = [&](LogLevel, std::string_view line) { said += line; };
+  Harness h(options);
+  h.runner.throw_in_wait = 3;
+  ASSERT_TRUE(h.add("a", make_prompt(50, 1), 20).ok());
+  h.turn();
+  h.turn();
+  kvcache::BlockPool& pool = h.core.scheduler().cache().pool();
+  kvcache::BlockRef stray = pool.allocate();
+  pool.enter_tree(stray.id());
+  stray.reset();
+  ASSERT_FALSE(h.core.check_invariants().ok());
+  ASSERT_TRUE(h.add("b", make_prompt(60, 2), 20).ok());
+  ASSERT_TRUE(h.turn());
+  EXPECT_EQ(h.answers["a"].finish[0], FinishReason::error);
+  EXPECT_EQ(h.answers["b"].finish[0], FinishReason::error);
+  EXPECT_NE(said.find("the KV cache is emptied"), std::string::npos) << said;
+  EXPECT_EQ(h.pool().free(), 64);
+  ASSERT_TRUE(h.add("c", make_prompt(50, 1), 20).ok());
+  h.finish();
+  h.expect_full_answer("c");
+}
+
 TEST(EngineCore, StaticBatchingStartsABatchWhenTheLastOneHasEnded) {
   EngineOptions options = Harness::options(512, 16);
   options.batching = Batching::static_;
