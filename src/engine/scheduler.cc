@@ -186,11 +186,11 @@ void Scheduler::plan_admissions() {
 }
 
 bool Scheduler::may_be_admitted(Sequence& sequence) const {
-  if (sequence.pending > 0) return false;  // preempted with a token in flight
+  if (sequence.planned_step > completed_) return false;  // preempted with rows in flight
   if (options_.batching == Batching::static_ && !sequence.in_batch) return false;
   if (const SequencePtr leader = sequence.wait_for.lock()) {
-    const bool waits = leader->state == SequenceState::running && leader->epoch == sequence.wait_epoch &&
-                       leader->prefilling() && leader->published < sequence.wait_tokens;
+    const bool waits = leader->state == SequenceState::running && leader->prefilling() &&
+                       leader->published < sequence.wait_tokens;
     if (waits) return false;
     sequence.wait_for.reset();
   }
@@ -218,7 +218,6 @@ bool Scheduler::waits_for_leader(Sequence& sequence, int64_t found) const {
     if (gain < cache_.block_tokens() && 2 * gain < sequence.known() - found) continue;
     best = common;
     sequence.wait_for = leader;
-    sequence.wait_epoch = leader->epoch;
     sequence.wait_tokens = static_cast<int>(common);
   }
   return best > found;
@@ -378,7 +377,6 @@ int Scheduler::reserve(const SequencePtr& sequence, int rows, bool may_preempt) 
 
 void Scheduler::preempt(SequencePtr sequence) {
   let_go(*sequence, Disposal::keep);
-  ++sequence->epoch;
   sequence->state = SequenceState::waiting;
   waiting_.insert(running_.extract(sequence->order()));
   ++counters_.preemptions;
@@ -428,7 +426,7 @@ void Scheduler::emit(const SequencePtr& sequence, int rows) {
   });
   const bool draw = rows == sequence->todo();
   emit_rows(*sequence, rows);
-  Flight flight{sequence, sequence->epoch, sequence->scheduled, rows, -1, draw, nullptr};
+  Flight flight{sequence, sequence->scheduled, rows, -1, draw, nullptr};
   int32_t logit_row = -1;
   if (draw || cache_.caching()) {
     logit_row = plan_->num_logit_rows++;
@@ -462,7 +460,7 @@ void Scheduler::join_siblings(const SequencePtr& sequence, int32_t logit_row) {
     sibling->pending_sample = add_sample(*sibling, logit_row, true);
     sibling->pending = 1;
     sibling->planned_step = plan_->step;
-    step_.flights.push_back({sibling, sequence->epoch, 0, 0, sibling->pending_sample, true, sequence});
+    step_.flights.push_back({sibling, 0, 0, sibling->pending_sample, true, sequence});
     remember([this, sibling] {
       waiting_.insert(running_.extract(sibling->order()));
       sibling->state = SequenceState::waiting;

@@ -17,7 +17,10 @@
 //  3. Only K/V of steps that ended with finite logits enter the tree (Sequence::verified).
 //  4. Of several sequences that need the same new prefix one computes it; the others wait for it, and when it
 //     stops the next one takes over.
-//  5. A plan holds references to the sources of its copies until it is submitted.
+//  5. What is preempted with rows in flight comes back only when those steps have ended. So a result that
+//  finds
+//     its sequence running is about the blocks that the sequence holds.
+//  6. A plan holds references to the sources of its copies until it is submitted.
 //
 // Not thread-safe: the engine's thread owns it. Throws InternalError for bugs; after that roll_back() (or
 // fail_in_flight()) leaves a usable state.
@@ -125,7 +128,6 @@ class Scheduler {
   // The rows of one sequence, or a parallel sample without rows of its own, in a step in flight.
   struct Flight {
     SequencePtr sequence;
-    uint32_t epoch = 0;  // of `sequence`, or of `primary`
     int first_position = 0;
     int rows = 0;
     int sample = -1;  // index in the plan; -1: none
@@ -181,7 +183,8 @@ class Scheduler {
   Journal journal_;
   std::deque<Step> flights_;
   std::vector<Admission> admissions_;
-  uint64_t last_step_ = 0;
+  uint64_t last_step_ = 0;  // submitted
+  uint64_t completed_ = 0;
   int budget_ = 0;
   bool preempted_in_plan_ = false;
   SchedulerCounters counters_;

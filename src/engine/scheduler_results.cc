@@ -33,7 +33,7 @@ void Scheduler::settle(const Flight& flight, bool finite) {
   const int prompt_rows = std::clamp(sequence.prompt_tokens() - flight.first_position, 0, flight.rows);
   counters_.prompt_rows += static_cast<uint64_t>(prompt_rows);
   counters_.step_rows += static_cast<uint64_t>(flight.rows - prompt_rows);
-  if (sequence.state != SequenceState::running || sequence.epoch != flight.epoch || !finite) return;
+  if (sequence.state != SequenceState::running || !finite) return;
   sequence.verified = std::max(sequence.verified, flight.first_position + flight.rows);
   // Generated tokens are published at the end, or at a preemption; what is computed in chunks at once,
   // because others may wait for it.
@@ -46,7 +46,7 @@ void Scheduler::settle_join(const Flight& flight) {
   if (sibling->state != SequenceState::running) return;
   sibling->joining = false;
   const Sequence& primary = *flight.primary;
-  if (primary.state == SequenceState::running && primary.epoch == flight.epoch) {
+  if (primary.state == SequenceState::running) {
     const int prompt = primary.prompt_tokens();
     sibling->table = primary.table.fork(prompt, cache_.block_tokens());
     sibling->scheduled = sibling->verified = sibling->published = prompt;
@@ -58,8 +58,7 @@ void Scheduler::settle_join(const Flight& flight) {
 
 void Scheduler::complete(const StepResult& result, std::vector<TokenEvent>* events) {
   TESSERA_CHECK(!flights_.empty());
-  const Step step = std::move(flights_.front());
-  flights_.pop_front();
+  const Step& step = flights_.front();  // stays in flight until nothing can throw any more
   int32_t samples = 0;
   for (const Flight& flight : step.flights) samples = std::max(samples, flight.sample + 1);
   TESSERA_CHECK_MSG(result.samples.size() == static_cast<size_t>(samples),
@@ -82,6 +81,8 @@ void Scheduler::complete(const StepResult& result, std::vector<TokenEvent>* even
     }
     events->push_back(std::move(event));
   }
+  completed_ = step.number;
+  flights_.pop_front();
 }
 
 std::vector<uint64_t> Scheduler::fail_in_flight() {
@@ -93,6 +94,7 @@ std::vector<uint64_t> Scheduler::fail_in_flight() {
     }
   }
   flights_.clear();
+  completed_ = last_step_;
   return {requests.begin(), requests.end()};
 }
 

@@ -50,11 +50,9 @@ struct Sequence {
   bool joining = false;         // its prompt is another sample's, still in flight: no table yet
   bool ran = false;             // was admitted at least once
   bool in_batch = false;        // static batching: a member of the current batch
-  uint32_t epoch = 0;           // rises with each preemption: results of rows before it are not its K/V
   uint64_t planned_step = 0;    // the last plan that has rows of it
   // Single flight: it waits until this sequence has published wait_tokens, or stops running.
   std::weak_ptr<Sequence> wait_for;
-  uint32_t wait_epoch = 0;
   int wait_tokens = 0;
 
   ServiceOrder order() const { return {request->id, sample}; }

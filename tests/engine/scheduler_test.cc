@@ -170,6 +170,21 @@ TEST(Scheduler, AFailedStepIsForgottenAndItsRequestsAreNamed) {
   b.expect_answers();
 }
 
+// What a bug in a runner would look like. In presets with debug checks it aborts.
+TEST(SchedulerDeathTest, AnAnswerOfTheWrongSizeIsABugAndTheStepStaysInFlight) {
+  Bench b(small(64));
+  b.add(1, make_prompt(30, 1), 20);
+  ASSERT_TRUE(b.scheduler.plan(&b.plan));
+  b.scheduler.submitted();
+  std::vector<TokenEvent> events;
+#ifdef TESSERA_DEBUG_CHECKS
+  EXPECT_DEATH(b.scheduler.complete({}, &events), "another number of samples");
+#else
+  EXPECT_THROW(b.scheduler.complete({}, &events), InternalError);
+  EXPECT_EQ(b.scheduler.fail_in_flight(), (std::vector<uint64_t>{1}));
+#endif
+}
+
 TEST(StepPlan, BadLimitsAreRefused) {
   EXPECT_FALSE(StepPlan::create({}).ok());
   EXPECT_FALSE(StepPlan::create({.max_rows = 1,
