@@ -108,7 +108,12 @@ Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, bo
 }
 
 int fail(const Status& status) {
-  std::fprintf(stderr, "tessera: %s\n", status.message().c_str());
+  // One line whatever a path or a file's name holds.
+  std::string line = status.message();
+  for (char& c : line) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  }
+  std::fprintf(stderr, "tessera: %s\n", line.c_str());
   switch (status.code()) {
     case StatusCode::invalid_argument:
     case StatusCode::bad_file:

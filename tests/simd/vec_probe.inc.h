@@ -96,7 +96,7 @@ const VecProbe TESSERA_PROBE = {kName,    kLanes,    kHasBf16Dot, map<exp2>,  ma
 #if defined(__AVX512BF16__)
                                 dot2,
 #else
-                                 nullptr,
+                                nullptr,
 #endif
                                 f16,      integers,  bytes,       dot4_bytes};
 
