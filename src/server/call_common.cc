@@ -142,10 +142,14 @@ Fault check_sampling(const Fields& fields, const CallRules& rules, const Call& c
   const Status status = engine::validate(call.sampling, rules.limits);
   if (status.ok()) return std::nullopt;
   ApiError error = from_status(status);
-  if (error.param == "max_tokens" && fields.has("max_completion_tokens"))
-    error.param = "max_completion_tokens";
-  if (error.param == "logprobs" && call.chat) error.param = "top_logprobs";
-  if (error.param == "repetition_penalty" && fields.has("repeat_penalty")) error.param = "repeat_penalty";
+  const auto rename = [&](std::string_view from, std::string_view to) {
+    if (error.param != from) return;
+    if (error.message.starts_with(from)) error.message.replace(0, from.size(), to);
+    error.param = to;
+  };
+  if (fields.has("max_completion_tokens")) rename("max_tokens", "max_completion_tokens");
+  if (fields.has("repeat_penalty")) rename("repetition_penalty", "repeat_penalty");
+  if (call.chat) rename("logprobs", "top_logprobs");
   return error;
 }
 

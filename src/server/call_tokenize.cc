@@ -11,8 +11,9 @@ Fault parse_tokenize(const json::object& body, const CallRules& rules, TokenizeC
   for (const char* name : {"prompt", "content", "messages"}) sources += fields.has(name) ? 1 : 0;
   if (sources == 0) return missing_field("prompt");
   if (sources > 1) {
-    return invalid_value(fields.has("messages") ? "messages" : "content",
-                         "prompt, content, messages: more than one of them is there; send one");
+    const char* second = fields.has("messages") ? "messages" : "content";
+    return invalid_value(second,
+                         format("{}: beside another of prompt, content and messages; send one", second));
   }
   TESSERA_RETURN_IF_FAULT(fields.take_string("prompt", &call->text));
   TESSERA_RETURN_IF_FAULT(fields.take_string("content", &call->text));

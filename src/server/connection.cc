@@ -241,6 +241,10 @@ void Connection::end_stream() {
   flush();
 }
 
+void Connection::cut() {
+  asio::post(host_.io, [self = shared_from_this()] { self->break_off("client too slow"); });
+}
+
 void Connection::flush() {
   if (writing_ || state_ == State::closed) return;
   while (out_sent_ < out_.size()) {

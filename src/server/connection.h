@@ -48,6 +48,7 @@ class Connection final : public Responder, public std::enable_shared_from_this<C
   void begin_stream() override;
   void write_stream(std::string_view events) override;
   void end_stream() override;
+  void cut() override;
   bool congested() const override { return backlog() > host_.limits.stream_buffer_bytes; }
 
  private:

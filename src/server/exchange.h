@@ -22,6 +22,7 @@ class Responder {
   virtual void begin_stream() = 0;
   virtual void write_stream(std::string_view events) = 0;
   virtual void end_stream() = 0;
+  virtual void cut() = 0;              // the client is hopelessly behind: end the connection
   virtual bool congested() const = 0;  // unsent bytes exceed the stream buffer: hold further news back
 };
 

@@ -7,6 +7,10 @@
 namespace tessera::server {
 namespace {
 
+// A congested stream may fall this many outputs behind (some 20 MB) before its deadline would end it.
+constexpr size_t kMaxHeld = 64 * 1024;
+constexpr size_t kPieceBytes = 64 * 1024;  // of events, between two looks at the congestion
+
 const ApiError kShuttingDown{.status = 503,
                              .type = "server_error",
                              .code = "shutting_down",
@@ -169,41 +173,51 @@ void Generation::hear(int prompt, std::vector<engine::Output>&& outputs) {
 }
 
 void Generation::write_held() {
-  if (held_.empty() || (streaming_ && responder_->congested())) return;
-  std::string events;
-  for (const auto& [prompt, output] : held_) {
-    if (output.finish == engine::FinishReason::error) {
-      const ApiError error = from_status(output.error);
-      cancel_all();
-      if (!events.empty()) {
-        begin_stream();
-        responder_->write_stream(events);
+  while (!held_.empty()) {
+    if (streaming_ && responder_->congested()) {
+      if (held_.size() > kMaxHeld) responder_->cut();
+      return;
+    }
+    std::string events;
+    while (!held_.empty() && events.size() < kPieceBytes) {
+      const auto [prompt, output] = std::move(held_.front());
+      held_.pop_front();
+      if (output.finish == engine::FinishReason::error) {
+        cancel_all();
+        publish(events);
+        fail(from_status(output.error));
+        return;
       }
-      fail(error);
+      if (output.finish == engine::FinishReason::cancelled) {
+        publish(events);
+        fail(kShuttingDown);  // nobody else cancels a request whose client still listens
+        return;
+      }
+      answer_->take(prompt, output, &events);
+    }
+    if (answer_->complete()) {
+      complete(std::move(events));
       return;
     }
-    if (output.finish == engine::FinishReason::cancelled) {
-      fail(kShuttingDown);  // nobody else cancels a request whose client still listens
-      return;
-    }
-    answer_->take(prompt, output, &events);
+    publish(events);
   }
-  held_.clear();
-  if (!call_.stream) {
-    if (!answer_->complete()) return;
-    responder_->respond({.body = answer_->whole()});
-    end();
-    return;
-  }
-  if (answer_->complete()) answer_->append_end(&events);
-  if (!events.empty()) {
-    begin_stream();
-    responder_->write_stream(events);
-  }
-  if (answer_->complete()) {
+}
+
+void Generation::publish(const std::string& events) {
+  if (events.empty()) return;
+  begin_stream();
+  responder_->write_stream(events);
+}
+
+void Generation::complete(std::string events) {
+  if (call_.stream) {
+    answer_->append_end(&events);
+    publish(events);
     responder_->end_stream();
-    end();
+  } else {
+    responder_->respond({.body = answer_->whole()});
   }
+  end();
 }
 
 void Generation::begin_stream() {
@@ -247,9 +261,7 @@ void Generation::on_writable() {
 }
 
 void Generation::on_ping() {
-  if (!responder_ || !started_ || !call_.stream) return;
-  begin_stream();
-  responder_->write_stream(": keep-alive\n\n");
+  if (responder_ && started_ && call_.stream && !responder_->congested()) publish(": keep-alive\n\n");
 }
 
 }  // namespace tessera::server

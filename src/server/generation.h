@@ -10,10 +10,11 @@
 //  gone
 //     stays in the engine.
 //  3. At most one of respond() and end_stream() is called, and nothing after it.
-//  4. While the connection is congested outputs wait here unwritten, as small as the engine made them.
+//  4. While the connection is congested outputs wait here unwritten, a bounded number of them.
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -67,6 +68,8 @@ class Generation final : public Exchange, public std::enable_shared_from_this<Ge
   void start();                                                  // every prompt is in the engine
   void hear(int prompt, std::vector<engine::Output>&& outputs);  // the engine's news
   void write_held();
+  void publish(const std::string& events);
+  void complete(std::string events);
   void fail(const ApiError& error);
   void end();
   void begin_stream();
@@ -85,7 +88,7 @@ class Generation final : public Exchange, public std::enable_shared_from_this<Ge
 
   // On the io thread.
   std::unique_ptr<Answer> answer_;
-  std::vector<std::pair<int, engine::Output>> held_;
+  std::deque<std::pair<int, engine::Output>> held_;  // not yet written, with their prompt
   bool started_ = false;
   bool streaming_ = false;
 };
