@@ -2,9 +2,12 @@
 """The official `openai` package against a running server.
 
 TESSERA_BASE_URL: such as http://127.0.0.1:8080/v1. TESSERA_API_KEY: a key of the server, if it asks for one.
-Without the package, or without the URL, prints why and exits with 77 (skipped).
+With the path of tessera_fake_server as its argument it starts that one instead. Without the package, or with
+neither of the two, prints why and exits with 77 (skipped).
 """
+import atexit
 import os
+import subprocess
 import sys
 import unittest
 
@@ -13,6 +16,13 @@ try:
 except ImportError:
     print("SKIPPED: the Python package openai is not installed (pip install openai)")
     sys.exit(77)
+if len(sys.argv) > 1 and "TESSERA_BASE_URL" not in os.environ:
+    server = subprocess.Popen([sys.argv.pop(1), "0", "test-key"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              text=True)
+    atexit.register(server.wait)
+    atexit.register(server.terminate)
+    os.environ["TESSERA_BASE_URL"] = server.stdout.readline().strip() + "/v1"
+    os.environ["TESSERA_API_KEY"] = "test-key"
 if "TESSERA_BASE_URL" not in os.environ:
     print("SKIPPED: TESSERA_BASE_URL is not set; start a server and name it, as http://127.0.0.1:8080/v1")
     sys.exit(77)
