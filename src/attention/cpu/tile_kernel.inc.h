@@ -310,13 +310,24 @@ void walk_rows(const ItemRows& rows, int row, int count, const char* k, const ch
   }
 }
 
-// The first block of rows reads the tile from memory and prefetches for all; the others find it in cache.
+// Part `part` of `parts` of the next pair, to L2.
+TESSERA_VEC void prefetch_part(const TilePair& tile, int64_t pair_bytes, int part, int parts) {
+  const int64_t lines = pair_bytes / 64;
+  for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
+    prefetch_far(tile.next + line * 64);
+  }
+}
+
+// The first block of rows takes the tile from memory and prefetches just ahead of itself; the others find it
+// in cache and have time to bring the next one near, a part each.
 template <class T, bool kPrefetch>
 TESSERA_VEC void walk_tile(const ItemRows& rows, int first_row, int count, const char* k, const char* v,
-                           const TilePair& tile, const Stream& stream) {
+                           const TilePair& tile, const Stream& stream, int64_t pair_bytes) {
   int done = count < kRegisterRows ? count : kRegisterRows;
   walk_rows<T, kPrefetch>(rows, first_row, done, k, v, tile, stream);
-  while (done < count) {
+  const int parts = (count - done + kRegisterRows - 1) / kRegisterRows;
+  for (int part = 0; done < count; ++part) {
+    if (tile.next != nullptr) prefetch_part(tile, pair_bytes, part, parts);
     const int block = count - done < kRegisterRows ? count - done : kRegisterRows;
     walk_rows<T, false>(rows, first_row + done, block, k, v, tile, stream);
     done += block;
@@ -380,11 +391,11 @@ void walk(const ItemRows& rows, int first_row, int count, const TilePair& tile) 
       unpack(k, rows.head_dim, kKeyTile, wide_k);
       unpack(v, tile.valid, rows.v_width, wide_v);
       walk_tile<MultiplyF32, false>(rows, first_row, count, reinterpret_cast<const char*>(wide_k),
-                                    reinterpret_cast<const char*>(wide_v), tile, stream);
+                                    reinterpret_cast<const char*>(wide_v), tile, stream, k_bytes + v_bytes);
       return;
     }
   }
-  walk_tile<T, true>(rows, first_row, count, k, v, tile, stream);
+  walk_tile<T, true>(rows, first_row, count, k, v, tile, stream, k_bytes + v_bytes);
 }
 
 inline void fold(const StateRows& total, const StateRows& segment, int rows, int v_width) {
