@@ -36,48 +36,52 @@ inline constexpr float kLazyBound = 8.0f;
 // Far enough below kNoMaximum that 2^(kHidden - m) is 0 for every m >= kNoMaximum.
 inline constexpr float kHidden = -3e38f;
 inline constexpr int kRegisterRows = kLanes == 4 ? 4 : 6;
-inline constexpr int kRegisterColumns = kLanes == 16 ? 4 : 2;  // vectors
-inline constexpr int kUnpackRows = 12;
+// Vectors of columns. Few rows take more of them: twelve chains hide the latency of fma, six do not.
+constexpr int register_columns(int rows) {
+  return kLanes == 16 || rows <= 3 ? 4 : 2;
+}
+inline constexpr int kUnpackRows = 96;
 // Prefetch distances in bytes along the stream of tiles, where the hardware's own prefetcher stops at 4 KiB
 // and at the end of a block. Two together win. On a Zen 5 core with 40 GB/s: 2 and 8 KiB, both to L1, 33
 // GB/s; 2 and 12 KiB, the second to L2, 28; 1 and 4 KiB 26; 8 KiB alone 28.
 inline constexpr int64_t kNear = 2048;
 inline constexpr int64_t kFar = 8192;
 
-// How one storage form multiplies. A: its left operand in memory; Coefficient: one step of A, broadcast;
-// Operand: one step of B for kLanes columns.
+// How one storage form multiplies. A: its left operand in memory; Coefficient: one part of a step of A,
+// broadcast; Operand: the same part of a step of B for kLanes columns. The parts of a step are taken one
+// after the other.
 struct MultiplyF32 {
   using A = float;
   static constexpr int kDepth = 1;  // elements of A in a step
+  static constexpr int kParts = 1;
   static constexpr bool kCoarse = false;
   using Coefficient = F32;
   using Operand = F32;
   TESSERA_VEC Coefficient coefficient(const A* a) { return set1(*a); }
-  TESSERA_VEC Operand operand(const char* b) { return load(reinterpret_cast<const float*>(b)); }
-  TESSERA_VEC Operand first_half(const char* b) { return operand(b); }
+  template <int part>
+  TESSERA_VEC Operand operand(const char* b) {
+    return load(reinterpret_cast<const float*>(b));
+  }
+  TESSERA_VEC Operand first_half(const char* b) { return operand<0>(b); }
   TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) { return fma(a, b, c); }
 };
 
-// bf16 pairs split in registers, A in f32.
+// bf16 pairs split in registers, A in f32. Taking all low halves of a step before the high ones loads B twice
+// (from L1), and keeps the register block without spills.
 struct MultiplySplit {
   using A = float;
   static constexpr int kDepth = 2;
+  static constexpr int kParts = 2;
   static constexpr bool kCoarse = false;
-  struct Coefficient {
-    F32 low, high;
-  };
-  struct Operand {
-    F32 low, high;
-  };
-  TESSERA_VEC Coefficient coefficient(const A* a) { return {set1(a[0]), set1(a[1])}; }
+  using Coefficient = F32;
+  using Operand = F32;
+  TESSERA_VEC Coefficient coefficient(const A* a) { return set1(*a); }
+  template <int part>
   TESSERA_VEC Operand operand(const char* b) {
-    const I32 pairs = load_i32(b);
-    return {low_bf16(pairs), high_bf16(pairs)};
+    return part == 0 ? low_bf16(load_i32(b)) : high_bf16(load_i32(b));
   }
-  TESSERA_VEC Operand first_half(const char* b) { return {low_bf16(load_i32(b)), zero()}; }
-  TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) {
-    return fma(a.high, b.high, fma(a.low, b.low, c));
-  }
+  TESSERA_VEC Operand first_half(const char* b) { return operand<0>(b); }
+  TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) { return fma(a, b, c); }
 };
 
 #if defined(__AVX512BF16__)
@@ -85,6 +89,7 @@ struct MultiplySplit {
 struct MultiplyPairs {
   using A = uint16_t;
   static constexpr int kDepth = 2;
+  static constexpr int kParts = 1;
   static constexpr bool kCoarse = true;
   using Coefficient = I32;
   using Operand = I32;
@@ -93,11 +98,42 @@ struct MultiplyPairs {
     __builtin_memcpy(&pair, a, sizeof pair);
     return set1_i32(pair);
   }
-  TESSERA_VEC Operand operand(const char* b) { return load_i32(b); }
+  template <int part>
+  TESSERA_VEC Operand operand(const char* b) {
+    return load_i32(b);
+  }
   TESSERA_VEC Operand first_half(const char* b) { return keep_low(load_i32(b)); }
   TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) { return dot2_bf16(c, a, b); }
 };
 #endif
+
+// One part of a step: acc [rows][columns] += A's part x B's part.
+template <class T, int rows, int columns, int part>
+TESSERA_VEC void multiply_part(F32 (&acc)[rows][columns], const typename T::A* a, int64_t a_stride,
+                               const char* b) {
+  // Whichever side is smaller is held in registers.
+  if constexpr (rows < columns) {
+    typename T::Coefficient coefficients[rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) coefficients[r] = T::coefficient(a + r * a_stride + part);
+#pragma GCC unroll 8
+    for (int n = 0; n < columns; ++n) {
+      const typename T::Operand operand = T::template operand<part>(b + n * kLanes * 4);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) acc[r][n] = T::multiply_add(coefficients[r], operand, acc[r][n]);
+    }
+  } else {
+    typename T::Operand operands[columns];
+#pragma GCC unroll 8
+    for (int n = 0; n < columns; ++n) operands[n] = T::template operand<part>(b + n * kLanes * 4);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const typename T::Coefficient coefficient = T::coefficient(a + r * a_stride + part);
+#pragma GCC unroll 8
+      for (int n = 0; n < columns; ++n) acc[r][n] = T::multiply_add(coefficient, operands[n], acc[r][n]);
+    }
+  }
+}
 
 // The stream of tiles as prefetching sees it: what lies beyond the end of this pair is the start of the next.
 struct Stream {
@@ -111,9 +147,10 @@ struct Stream {
   }
 };
 
+// kPrefetchBytes: of each step of B, to fetch ahead (the first pass over a K tile fetches for the others).
 // C [rows][columns * kLanes] (+)= A * B over `steps` steps, and over the first half of one more when `half`.
 // b_stride: bytes between steps. Accumulates into C when kAccumulate, else starts from zero.
-template <class T, int rows, int columns, bool kAccumulate, bool kPrefetch>
+template <class T, int rows, int columns, bool kAccumulate, int kPrefetchBytes>
 TESSERA_VEC void multiply(const typename T::A* a, int64_t a_stride, const char* b, int64_t b_stride,
                           int steps, bool half, float* c, int64_t c_stride, const Stream& stream) {
   F32 acc[rows][columns];
@@ -125,22 +162,15 @@ TESSERA_VEC void multiply(const typename T::A* a, int64_t a_stride, const char* 
     }
   }
   for (int step = 0; step < steps; ++step) {
-    if constexpr (kPrefetch) {
+    if constexpr (kPrefetchBytes > 0) {
 #pragma GCC unroll 8
-      for (int line = 0; line < columns * kLanes * 4; line += 64) {
+      for (int line = 0; line < kPrefetchBytes; line += 64) {
         prefetch_near(Stream::ahead(stream, b + line, kNear));
         prefetch_near(Stream::ahead(stream, b + line, kFar));
       }
     }
-    typename T::Operand operands[columns];
-#pragma GCC unroll 8
-    for (int n = 0; n < columns; ++n) operands[n] = T::operand(b + n * kLanes * 4);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const typename T::Coefficient coefficient = T::coefficient(a + r * a_stride);
-#pragma GCC unroll 8
-      for (int n = 0; n < columns; ++n) acc[r][n] = T::multiply_add(coefficient, operands[n], acc[r][n]);
-    }
+    multiply_part<T, rows, columns, 0>(acc, a, a_stride, b);
+    if constexpr (T::kParts == 2) multiply_part<T, rows, columns, 1>(acc, a, a_stride, b);
     a += T::kDepth;
     b += b_stride;
   }
@@ -247,13 +277,14 @@ __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const c
   Scratch& scratch = *static_cast<Scratch*>(rows.scratch);
   using A = typename T::A;
   const A* q = static_cast<const A*>(rows.q) + int64_t{row} * rows.head_dim;
-  constexpr int kColumns = kRegisterColumns * kLanes;
-  multiply<T, count, kRegisterColumns, false, kPrefetch>(
+  constexpr int kVectors = register_columns(count);
+  constexpr int kColumns = kVectors * kLanes;
+  multiply<T, count, kVectors, false, kPrefetch ? kKeyTile * 4 : 0>(
       q, rows.head_dim, k, kKeyTile * 4, rows.head_dim / T::kDepth, false, scratch.scores, kKeyTile, stream);
   for (int key = kColumns; key < kKeyTile; key += kColumns) {
-    multiply<T, count, kRegisterColumns, false, false>(q, rows.head_dim, k + key * 4, kKeyTile * 4,
-                                                       rows.head_dim / T::kDepth, false, scratch.scores + key,
-                                                       kKeyTile, stream);
+    multiply<T, count, kVectors, false, 0>(q, rows.head_dim, k + key * 4, kKeyTile * 4,
+                                           rows.head_dim / T::kDepth, false, scratch.scores + key, kKeyTile,
+                                           stream);
   }
   for (int r = 0; r < count; ++r) {
     float* scores = scratch.scores + r * kKeyTile;
@@ -274,19 +305,19 @@ __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const c
   const int64_t v_bytes = int64_t{rows.v_width} * 4;
   int d = 0;
   for (; d + kColumns <= rows.v_width; d += kColumns) {
-    multiply<T, count, kRegisterColumns, true, kPrefetch>(p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps,
-                                                          half, o + d, rows.v_width, stream);
+    multiply<T, count, kVectors, true, kPrefetch ? kColumns * 4 : 0>(
+        p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps, half, o + d, rows.v_width, stream);
   }
   if constexpr (kColumns > 16) {
-    constexpr int kHalfColumns = kRegisterColumns / 2;
+    constexpr int kHalfColumns = kVectors / 2;
     if (d + kHalfColumns * kLanes <= rows.v_width) {
-      multiply<T, count, kHalfColumns, true, kPrefetch>(p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps, half,
-                                                        o + d, rows.v_width, stream);
+      multiply<T, count, kHalfColumns, true, kPrefetch ? kHalfColumns * kLanes * 4 : 0>(
+          p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps, half, o + d, rows.v_width, stream);
       d += kHalfColumns * kLanes;
     }
     if (d < rows.v_width) {
-      multiply<T, count, 1, true, kPrefetch>(p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps, half, o + d,
-                                             rows.v_width, stream);
+      multiply<T, count, 1, true, kPrefetch ? kLanes * 4 : 0>(p, kKeyTile, v + int64_t{d} * 4, v_bytes, steps,
+                                                              half, o + d, rows.v_width, stream);
     }
   }
 }
