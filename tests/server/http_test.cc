@@ -180,6 +180,17 @@ TEST_F(HttpTest, AnyCutOfTheBytesGivesTheSameAnswer) {
   EXPECT_EQ(slow.read().status, 200);
 }
 
+TEST_F(HttpTest, TheLastChunkMayComeInPieces) {
+  start();
+  Client client(port());
+  client.send(post_head("Transfer-Encoding: chunked\r\n"));
+  for (const char c : std::string("0\r\n\r\n")) {
+    client.send(std::string(1, c));
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(client.read().error("code"), "invalid_json");
+}
+
 TEST_F(HttpTest, ParseHeadTakesWhatItShould) {
   RequestHead head;
   const ServerLimits limits;
