@@ -142,6 +142,7 @@ Fault Generation::submit() {
       return from_status(status);
     }
   }
+  submitted_ = true;
   if (aborted_) cancel_all();
   return std::nullopt;
 }
@@ -154,10 +155,7 @@ void Generation::cancel_all() {
 
 void Generation::start() {
   started_ = true;
-  if (!responder_) {
-    cancel_all();  // the client left between submit() and now
-    return;
-  }
+  if (!responder_) return;  // the client left; its requests are cancelled
   AnswerIdentity identity{.id = (call_.chat ? "chatcmpl-" : "cmpl-") + request_id_,
                           .model = shared_.rules.model,
                           .fingerprint = shared_.fingerprint,
@@ -251,8 +249,9 @@ void Generation::shut_down() {
 
 void Generation::on_abort() {
   aborted_ = true;
-  // Before start() prompts_ belongs to the worker: it sees the flag, or start() finds the client gone.
-  if (started_) cancel_all();
+  // Before submitted_ prompts_ belongs to the worker, which then sees aborted_. Waiting for start() instead
+  // would leave the requests of a server that stops before its mailbox is emptied.
+  if (submitted_) cancel_all();
   end();
 }
 

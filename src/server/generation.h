@@ -6,9 +6,9 @@
 // Invariants:
 //  1. No answer begins before every prompt is submitted: a later prompt that is refused still gets its
 //  status.
-//  2. Whichever comes last of on_abort(), submit() and start() cancels, so no request of a client that has
-//  gone
-//     stays in the engine.
+//  2. Whichever comes last of on_abort() and submit() cancels, so no request of a client that has gone stays
+//  in
+//     the engine.
 //  3. At most one of respond() and end_stream() is called, and nothing after it.
 //  4. While the connection is congested outputs wait here unwritten, a bounded number of them.
 #pragma once
@@ -80,6 +80,7 @@ class Generation final : public Exchange, public std::enable_shared_from_this<Ge
   std::string request_id_;
   std::function<void()> on_end_;
   std::atomic<bool> aborted_{false};
+  std::atomic<bool> submitted_{false};
 
   // Written by prepare() before the first submit() and only read afterwards.
   Call call_;

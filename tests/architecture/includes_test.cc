@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -39,11 +38,20 @@ struct Include {
 // The includes of a text. An include that is commented out does not count.
 std::vector<Include> includes_of(const std::string& text) {
   std::vector<Include> found;
-  static const std::regex pattern(R"(^\s*#\s*include\s*([<"])([^>"]+)[>"])");
   std::istringstream lines(text);
-  std::smatch match;
   for (std::string line; std::getline(lines, line);) {
-    if (std::regex_search(line, match, pattern)) found.push_back({match[2], match[1] == "\""});
+    std::istringstream words(line);
+    std::string directive, name;
+    words >> directive;
+    if (directive == "#") {
+      words >> name;
+      directive += name;
+    }
+    if (!directive.starts_with("#include")) continue;
+    const size_t open = line.find_first_of("<\"");
+    const size_t close = open == std::string::npos ? open : line.find_first_of(">\"", open + 1);
+    if (close == std::string::npos) continue;
+    found.push_back({line.substr(open + 1, close - open - 1), line[open] == '"'});
   }
   return found;
 }
