@@ -201,7 +201,6 @@ int main(int argc, char** argv) {
   if (argc > 2) settings.rounds = std::atoi(argv[2]);
   if (argc > 3) settings.dtype = parse_dtype(argv[3]).value();
   ThreadPool pool({.threads = settings.threads, .pin = true});
-  pool.pin_caller();
   Context context(pool);
   const double f32 = f32_peak(pool), bf16 = bf16_peak(pool);
   const bool pairs = settings.dtype == DType::bf16 && bf16 > 0;

@@ -150,7 +150,6 @@ int main(int argc, char** argv) {
   if (!isa.ok()) return std::fprintf(stderr, "%s\n", isa.status().message().c_str()), 2;
   for (const std::string& threads : options.threads) {
     ThreadPool pool({.threads = std::atoi(threads.c_str()), .pin = true});
-    pool.pin_caller();
     Context context(pool);
     for (const std::string& type : options.types) {
       const Result<DType> dtype = parse_dtype(type.c_str());

@@ -101,7 +101,6 @@ class ModelBench {
     std::printf("%-22s %8s %12s %12s %12s\n", "test", "threads", "best t/s", "median t/s", "spread");
     for (const int wanted : options_.threads) {
       ThreadPool pool({.threads = wanted, .pin = true});
-      pool.pin_caller();
       model::CpuExecutorOptions executor_options;
       executor_options.compute = options_.compute == "f32" ? ops::Compute::f32 : ops::Compute::quantized;
       const bool f32_kv =

@@ -84,10 +84,6 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::pin_caller() {
-  if (pin_) pin_thread(pthread_self(), cpus_[0]);
-}
-
 void ThreadPool::start_slices(int64_t count) {
   for (int worker = 0; worker < size_; ++worker) {
     slices_[worker].next.store(count * worker / size_, std::memory_order_relaxed);

@@ -64,8 +64,6 @@ class ThreadPool {
     });
   }
 
-  // Pins the calling thread to the first CPU of the allowed mask; for the engine's own thread.
-  void pin_caller();
   // CPUs this process may run on (its affinity mask).
   static int allowed_cpus();
 
