@@ -181,6 +181,7 @@ Status bench_memory(const PrefixOptions& options, JsonLines& lines) {
   crowd.wait_for(1);
   const engine::MetricsSnapshot held = service->metrics();
   const int64_t resident = resident_bytes() - resident_before;
+  const int64_t pool_bytes = (held.kv_blocks_referenced + held.kv_blocks_cached) * held.kv_block_bytes;
   crowd.finish();
   if (crowd.failed()) return Status(StatusCode::internal, "a request of the benchmark failed");
 
@@ -191,7 +192,9 @@ Status bench_memory(const PrefixOptions& options, JsonLines& lines) {
               static_cast<long long>(held.kv_blocks_referenced), static_cast<long long>(unshared),
               share * 100, static_cast<double>(held.kv_blocks_referenced * held.kv_block_bytes) / 1e6,
               static_cast<double>(unshared * held.kv_block_bytes) / 1e6);
-  std::printf("  resident memory grew   %.1f MB\n", static_cast<double>(resident) / 1e6);
+  std::printf("  resident memory grew   %.1f MB; the pool's blocks, %lld cached ones included, are %.1f MB\n",
+              static_cast<double>(resident) / 1e6, static_cast<long long>(held.kv_blocks_cached),
+              static_cast<double>(pool_bytes) / 1e6);
   std::printf("  prompt tokens computed %llu of %d\n",
               static_cast<unsigned long long>(held.prompt_tokens_computed - start.prompt_tokens_computed),
               options.requests * (options.shared + options.own));
@@ -210,6 +213,7 @@ Status bench_memory(const PrefixOptions& options, JsonLines& lines) {
                {"share", share},
                {"kv_bytes", held.kv_blocks_referenced * held.kv_block_bytes},
                {"resident_growth_bytes", resident},
+               {"pool_bytes", pool_bytes},
                {"prompt_tokens_computed", held.prompt_tokens_computed - start.prompt_tokens_computed},
                {"miss_seconds", miss_seconds},
                {"hit_seconds", hit},

@@ -6,7 +6,9 @@
 //   bf16: K [head_dim / 2][64 keys][2]    V [32 key pairs][v_width][2]
 //   f32:  K [head_dim][64 keys]           V [64 keys][v_width]
 // v_width is v_head_dim rounded up to 16; the columns beyond v_head_dim are zero. Memory:
-// [layer][block][kv_head][pair].
+// [block][layer][kv_head][pair]: a block is one piece, so what is resident follows the blocks in use (with
+// the layer outside, the ends of every layer's blocks would round up to huge pages), and a block moves by one
+// copy.
 //
 // Invariants:
 //  1. What was never written is zero.
@@ -87,7 +89,7 @@ class KvStorage {
 
  private:
   int64_t pair_offset(int layer, int block, int kv_head) const {
-    return ((int64_t{layer} * num_blocks_ + block) * format_.kv_heads + kv_head) * format_.pair_bytes();
+    return ((int64_t{block} * layers_ + layer) * format_.kv_heads + kv_head) * format_.pair_bytes();
   }
   KvFormat format_;
   int layers_ = 0;
