@@ -1,4 +1,4 @@
-#include "attention/attention.h"
+#include "tessera/attention.h"
 
 #include <numeric>
 #include <vector>
@@ -22,8 +22,12 @@ Status refuse_null(const void* data, const char* field, int64_t elements) {
 
 }  // namespace
 
-Status attention_forward(Context& context, const AttentionProblem& problem, const ForwardTensors& t) {
+Status forward(Context& context, const AttentionProblem& problem, const ForwardTensors& t,
+               const Tuning& tuning) {
   TESSERA_RETURN_IF_ERROR(validate(problem));
+  if (tuning.schedule != Schedule::fa2) {
+    return unsupported("schedule=fa1 has no kernel in this build", "schedule");
+  }
   const int64_t tiles = (problem.seqlen_k + kKeyTile - 1) / kKeyTile;
   if (problem.batch * problem.seqlen_q > INT32_MAX || problem.batch * tiles > INT32_MAX) {
     return invalid_argument(format("batch={} x seqlen_q={} (or seqlen_k={} / 64) exceeds 2^31 - 1",

@@ -51,6 +51,16 @@ Status validate(const AttentionProblem& p) {
     return out_of_range("window_left", p.mask.window_left, "at least -1 (-1: all)");
   if (p.mask.window_right < -1)
     return out_of_range("window_right", p.mask.window_right, "at least -1 (-1: all)");
+  if (p.mask.tensor.kind != MaskKind::none || p.mask.ancestors.tree_keys != 0 || p.dropout.p != 0 ||
+      p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_k != nullptr ||
+      p.leftpad_k != nullptr || p.alibi_batch_stride != 0) {
+    return unsupported(
+        "mask tensors, ancestors, dropout, cu_seqlens, seqused_k, leftpad_k and slopes per batch "
+        "have no kernel yet",
+        "mask");
+  }
+  if (p.sinks != nullptr) return unsupported("sinks are not supported; pass null", "sinks");
+  if (p.bias != nullptr) return unsupported("a learned bias is not supported; pass null", "bias");
   return {};
 }
 

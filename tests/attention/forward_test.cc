@@ -1,5 +1,5 @@
 // The contiguous forward against the reference: masks, strides, dtypes, LSE, soft cap and ALiBi.
-#include "attention/attention.h"
+#include "tessera/attention.h"
 
 #include "tests/attention/paged_fixture.h"
 
@@ -83,7 +83,7 @@ class ForwardTest : public ::testing::TestWithParam<DType> {
                  std::to_string(p.mask.causal) + " left " + std::to_string(p.mask.window_left) + " right " +
                  std::to_string(p.mask.window_right) + " seed " + std::to_string(kSeed));
     Tensors t(p, gap, kSeed);
-    const Status status = attention_forward(context, p, t.args);
+    const Status status = forward(context, p, t.args);
     ASSERT_TRUE(status.ok()) << status.message();
     std::vector<double> o(size_t(p.batch * p.seqlen_q * p.heads * p.v_head_dim)), lse(t.lse.size());
     const auto plain = [](const std::vector<float>& x, int64_t rows, int64_t heads, int64_t dim) {
@@ -185,7 +185,7 @@ TEST_P(ForwardTest, RefusesNullTensors) {
   const AttentionProblem p = problem(1, 4, 4, 2, 2, 16);
   Tensors t(p, 0, kSeed);
   t.args.v.data = nullptr;
-  const Status status = attention_forward(context, p, t.args);
+  const Status status = forward(context, p, t.args);
   EXPECT_EQ(status.field(), "v");
   EXPECT_EQ(status.code(), StatusCode::invalid_argument);
 }

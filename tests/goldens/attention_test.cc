@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "attention/attention.h"
+#include "tessera/attention.h"
 #include "attention/paged.h"
 #include "attention/registry.h"
 #include "core/context.h"
@@ -127,7 +127,7 @@ TEST(AttentionGoldens, ContiguousTensorsAndLseAgreeWithPyTorch) {
     tensors.v = contiguous<const void*>(c.f32("v").data(), p.seqlen_k, p.kv_heads, p.v_head_dim);
     tensors.o = contiguous<void*>(o.data(), p.seqlen_q, p.heads, p.v_head_dim);
     tensors.lse = lse.data();
-    const Status status = attention_forward(context, p, tensors);
+    const Status status = forward(context, p, tensors);
     ASSERT_TRUE(status.ok()) << status.message();
     const double limit = tolerance(c, DType::f32);
     const double off = test::max_difference(o, c.f32("o")), lse_off = test::max_difference(lse, c.f32("lse"));
