@@ -14,8 +14,8 @@
 //       window_right < 0 || j <= i + window_right;  the boolean mask is nonzero there;  the ancestor mask
 //       allows it.
 //  3. score = scale * q.k, then softcap (cap * tanh(score / cap)), then ALiBi (minus slope * |i - j|), then
-//  the
-//     additive mask. An additive -inf hides the key.
+//     the additive mask. An additive -inf hides the key, and so does anything below -5e29 (the lowest
+//     number of a dtype is meant to hide).
 //  4. A row that sees nothing gives o = 0 and LSE = -inf; its gradients are 0. LSE is the natural logarithm.
 //  5. Dropout scales a kept probability by 1 / (its own rate of keeping) and drops the others; LSE is of the
 //     undropped row. The mask is a function of (seed, offset, batch, head, row, column) alone; see Dropout.

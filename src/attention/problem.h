@@ -11,4 +11,7 @@ namespace tessera::attention {
 inline constexpr int kKeyTile = 64;
 inline constexpr int kSegment = 512;
 
+// An additive mask below this hides the key (rule 3).
+inline constexpr float kHidingMask = -5e29f;
+
 }  // namespace tessera::attention
