@@ -3,6 +3,7 @@
 #include "core/format.h"
 #include "ops/cpu/kernels.h"
 #include "ops/rope.h"
+#include "tessera/rope.h"
 
 namespace tessera::ops {
 
@@ -23,16 +24,19 @@ Result<RopeTable> RopeTable::create(const RopeConfig& config) {
         format("rope: max_positions is {}, must be 1 to {}", config.max_positions, kMaxPositions),
         "max_positions");
   }
+  attention::RopeConfig shared;
+  shared.rotary_dim = config.dims;
+  shared.base = config.base;
+  shared.factor = config.factor;
+  if (config.scaling == RopeScaling::linear) shared.scaling = attention::RopeScaling::linear;
+  TESSERA_ASSIGN_OR_RETURN(const attention::RopeFrequencies frequencies, attention::rope_frequencies(shared));
   RopeTable table;
   table.config_ = config;
   const int half = config.dims / 2;
   const size_t floats = static_cast<size_t>(config.max_positions) * static_cast<size_t>(config.dims);
   TESSERA_ASSIGN_OR_RETURN(table.storage_, Buffer::create(floats * sizeof(float), "rope table"));
   for (int i = 0; i < half; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.dims);
-    float frequency =
-        1.0f / static_cast<float>(std::pow(static_cast<double>(config.base), static_cast<double>(exponent)));
-    if (config.scaling == RopeScaling::linear) frequency /= config.factor;
+    const float frequency = frequencies.frequency[static_cast<size_t>(i)];
     for (int64_t position = 0; position < config.max_positions; ++position) {
       float* row = table.storage_.as<float>() + position * config.dims;
       const double angle = static_cast<float>(position) * frequency;
