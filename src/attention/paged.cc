@@ -3,10 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+#include "attention/cpu/flush_subnormals.h"
 #include "attention/plan_runner.h"
 #include "core/check.h"
 
@@ -17,23 +14,6 @@ constexpr double kLog2e = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 constexpr int kPartialSlot = 2;
 constexpr int kScratchSlot = 3;
-
-// Flush-to-zero and denormals-are-zero while it lives: tiny probabilities would halve the speed. Part of the
-// arithmetic, so every path runs under it.
-class FlushSubnormals {
- public:
-#if defined(__x86_64__)
-  FlushSubnormals() : saved_(_mm_getcsr()) {
-    _mm_setcsr(saved_ | 0x8040u);
-  }
-  ~FlushSubnormals() {
-    _mm_setcsr(saved_);
-  }
-
- private:
-  unsigned saved_;
-#endif
-};
 
 int64_t align64(int64_t bytes) {
   return (bytes + 63) / 64 * 64;

@@ -1,0 +1,15 @@
+// The backward kernels of every ISA TU.
+#pragma once
+
+#include "attention/cpu/backward_kernel.h"
+
+namespace tessera::attention {
+
+// What a kernel takes that unpacks to f32.
+inline constexpr uint32_t kPlainDTypes = 1u << static_cast<int>(DType::f32) |
+                                         1u << static_cast<int>(DType::f16) |
+                                         1u << static_cast<int>(DType::bf16);
+
+extern const BackwardKernel kBackwardF32_scalar, kBackwardF32_avx2, kBackwardF32_avx512;
+
+}  // namespace tessera::attention
