@@ -35,7 +35,7 @@ namespace {
 constexpr double kLog2e = 1.4426950408889634;
 constexpr int kSharedSlot = 2;
 constexpr int kScratchSlot = 3;
-constexpr int kMostBlockRows = 128;
+constexpr int kMostBlockRows = 144;
 constexpr int kTiles = kSegment / kKeyTile;
 
 int64_t align64(int64_t bytes) {

@@ -6,7 +6,8 @@
 namespace tessera::attention {
 namespace {
 
-const BackwardKernel* const kKernels[] = {&kBackwardF32_scalar, &kBackwardF32_avx2, &kBackwardF32_avx512};
+const BackwardKernel* const kKernels[] = {&kBackwardF32_scalar, &kBackwardF32_avx2, &kBackwardF32_avx512,
+                                          &kBackwardPairs_avx512bf16};
 
 // Why the kernel cannot take the problem, or empty.
 std::string refusal(const BackwardKernel& kernel, const AttentionProblem& problem, simd::Isa isa) {

@@ -9,9 +9,13 @@
 //   dq += ds * k       C [block][k_width]  A by rows    steps are keys
 // A step is one element (f32) or a pair of them (bf16), 4 bytes of A and 4 bytes a column of B: a "word".
 //
-// A block of 72 rows keeps p, ds (18 KB each) and the columns of dout or q that one pass over them needs in
-// L1, and is whole register tiles. k^T, v^T, k, dk and dv of a tile (16 KB each at head_dim 64) come from L2
-// once a block, which 72 rows hide.
+// A block of 72 rows (144 of bf16) keeps p, ds (18 KB each) and the columns of dout or q that one pass over
+// them needs in L1, and is whole register tiles. k^T, v^T, k, dk and dv of a tile (16 KB each at head_dim 64)
+// come from L2 once a block, which 72 rows hide.
+//
+// bf16 pairs are for machines where vdpbf16ps is fast; there p and ds are rounded to bf16 before they are
+// multiplied, as o's product with p is in forward. Elsewhere bf16 and f16 are unpacked to f32 once a block
+// and once a segment.
 //
 // Rows of a block are in the order of their tokens, so what they see moves only forward: where a mask cuts
 // the tile, each register tile takes only the columns, and each reduction only the steps, that some row of it
@@ -32,13 +36,12 @@ using namespace simd;
 inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr int kTileRows = kLanes == 4 ? 4 : 6;      // of a register tile
 inline constexpr int kTileVectors = kLanes == 16 ? 4 : 2;  // and its columns in vectors
-inline constexpr int kBlockRows = kLanes == 4 ? 64 : 72;
 inline constexpr int kMostDim = 256;
-static_assert(kBlockRows % kTileRows == 0 && kBlockRows % 2 == 0);
 
 // How words are multiplied.
 struct DotF32 {
-  static constexpr int kDepth = 1;  // elements of a word
+  static constexpr int kDepth = 1;                          // elements of a word
+  static constexpr int kBlockRows = kLanes == 4 ? 64 : 72;  // whole register tiles, an even number
   using Coefficient = F32;
   using Operand = F32;
   TESSERA_VEC Coefficient coefficient(const uint32_t* a) {
@@ -49,6 +52,22 @@ struct DotF32 {
   TESSERA_VEC Operand operand(const uint32_t* b) { return load(reinterpret_cast<const float*>(b)); }
   TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) { return fma(a, b, c); }
 };
+
+#if defined(__AVX512BF16__)
+struct DotPairs {
+  static constexpr int kDepth = 2;
+  static constexpr int kBlockRows = 144;
+  using Coefficient = I32;
+  using Operand = I32;
+  TESSERA_VEC Coefficient coefficient(const uint32_t* a) {
+    int32_t pair;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    return set1_i32(pair);
+  }
+  TESSERA_VEC Operand operand(const uint32_t* b) { return load_i32(b); }
+  TESSERA_VEC F32 multiply_add(Coefficient a, Operand b, F32 c) { return dot2_bf16(c, a, b); }
+};
+#endif
 
 // kAdjacent: rows of A lie side by side (a_row is not read). Strides in words.
 template <class T, int rows, int columns, bool kAdjacent, bool kAccumulate>
@@ -139,21 +158,21 @@ struct BlockMemory {
   uint32_t *q, *dout, *q_steps, *dout_steps, *p, *ds, *ds_steps;
   int64_t q_row, dout_row, ds_row;  // strides of the A operands by rows
   float* dq;
-  float *s, *dp;  // of a register tile of rows, where p and ds are not f32 themselves
+  float *s, *dp;  // f32: p and ds themselves; pairs: of a register tile of rows
 
   static constexpr bool kBoth = T::kDepth > 1;
   static int64_t size(const BackwardShape& shape) {
     const int k_width = shape.k_width, v_width = shape.v_width;
-    const int64_t one = words(kBlockRows / T::kDepth, k_width + v_width + 2 * kKeyTile);
-    const int64_t other = words(kBlockRows / T::kDepth, k_width + v_width + kKeyTile);
-    return one + (kBoth ? other + 2 * words(kTileRows, kKeyTile) : 0) + words(kBlockRows, k_width);
+    const int64_t one = words(T::kBlockRows / T::kDepth, k_width + v_width + 2 * kKeyTile);
+    const int64_t other = words(T::kBlockRows / T::kDepth, k_width + v_width + kKeyTile);
+    return one + (kBoth ? other + 2 * words(kTileRows, kKeyTile) : 0) + words(T::kBlockRows, k_width);
   }
   BlockMemory(const BackwardShape& shape, const BackwardRows& rows) {
     const int k_width = shape.k_width, v_width = shape.v_width;
     uint32_t* at = static_cast<uint32_t*>(rows.memory);
     const auto take = [&](int width) {
       uint32_t* taken = at;
-      at += words(kBlockRows / T::kDepth, width);
+      at += words(T::kBlockRows / T::kDepth, width);
       return taken;
     };
     q = take(k_width);
@@ -167,8 +186,8 @@ struct BlockMemory {
     dout_row = v_width / T::kDepth;
     ds_row = kKeyTile / T::kDepth;
     dq = reinterpret_cast<float*>(at);
-    s = dq + words(kBlockRows, k_width);
-    dp = s + words(kTileRows, kKeyTile);
+    s = kBoth ? dq + words(T::kBlockRows, k_width) : reinterpret_cast<float*>(p);
+    dp = kBoth ? s + words(kTileRows, kKeyTile) : reinterpret_cast<float*>(ds);
   }
 };
 
@@ -238,6 +257,23 @@ inline void transpose_words(const uint32_t* in, int64_t row, int count, uint32_t
   }
 }
 
+// Two rows of 16-bit elements -> a row of pairs, the first row in the low halves. width: a multiple of 16.
+TESSERA_VEC void interleave(const void* low, const void* high, int width, uint32_t* out) {
+  for (int d = 0; d < width; d += kLanes) {
+    const I32 a = as_i32(load_bf16(static_cast<const uint16_t*>(low) + d));
+    const I32 b = as_i32(load_bf16(static_cast<const uint16_t*>(high) + d));
+    store_i32(out + d, keep_low(shift_right<16>(a)) + b);
+  }
+}
+
+// n 16-bit elements of a row, zeros up to `width`; from null: zeros.
+TESSERA_VEC void copy_row(const void* from, int n, int width, uint32_t* to) {
+  char* bytes = reinterpret_cast<char*>(to);
+  const size_t kept = from == nullptr ? 0 : static_cast<size_t>(n) * 2;
+  if (kept > 0) __builtin_memcpy(bytes, from, kept);
+  __builtin_memset(bytes + kept, 0, static_cast<size_t>(width) * 2 - kept);
+}
+
 TESSERA_VEC void clear(float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, zero());
 }
@@ -277,7 +313,7 @@ TESSERA_VEC Range keys_seen(const BackwardRows& rows, int row, int64_t first_key
 
 // ---- scores to gradients: s becomes p (after dropout), dp becomes ds, in place ----
 
-template <bool kMasked>
+template <class T, bool kMasked>
 TESSERA_VEC void plain_row(const BackwardShape& shape, const BackwardRows& rows, int row, int64_t first_key,
                            float* s, float* dp) {
   const F32 scale = set1(shape.scale * kLog2e), lse = set1(-rows.lse[row]), delta = set1(rows.delta[row]);
@@ -285,7 +321,8 @@ TESSERA_VEC void plain_row(const BackwardShape& shape, const BackwardRows& rows,
   const I32 end = set1_i32(static_cast<int32_t>(rows.end_key[row] - first_key));
 #pragma GCC unroll 4
   for (int key = 0; key < kKeyTile; key += kLanes) {
-    F32 p = exp2(fma(load(s + key), scale, lse));
+    const F32 score = fma(load(s + key), scale, lse);
+    F32 p = T::kDepth > 1 ? exp2_coarse(score) : exp2(score);
     F32 ds = p * (load(dp + key) - delta);
     if constexpr (kMasked) {
       const I32 at = iota_i32() + set1_i32(key);
@@ -305,8 +342,8 @@ template <class T>
 TESSERA_VEC void score_rows(const BackwardShape& shape, const BackwardRows& rows, int row,
                             const BackwardTile& tile, const TileMemory<T>& keys, const BlockMemory<T>& block,
                             Range seen, bool whole) {
-  float* s = reinterpret_cast<float*>(block.p + int64_t{row} * kKeyTile);
-  float* dp = reinterpret_cast<float*>(block.ds + int64_t{row} * kKeyTile);
+  float* s = block.s + (T::kDepth > 1 ? 0 : int64_t{row} * kKeyTile);
+  float* dp = block.dp + (T::kDepth > 1 ? 0 : int64_t{row} * kKeyTile);
   const int first = seen.begin / 16 * 16, width = (seen.end - first + 15) / 16 * 16;
   product_columns<T, kTileRows, false, false>(block.q + row * block.q_row, block.q_row, 1,
                                               keys.k_columns + first, kKeyTile, shape.head_dim / T::kDepth,
@@ -316,9 +353,24 @@ TESSERA_VEC void score_rows(const BackwardShape& shape, const BackwardRows& rows
                                               dp + first, kKeyTile, width);
   for (int r = 0; r < kTileRows; ++r) {
     if (whole) {
-      plain_row<false>(shape, rows, row + r, tile.first_key, s + r * kKeyTile, dp + r * kKeyTile);
+      plain_row<T, false>(shape, rows, row + r, tile.first_key, s + r * kKeyTile, dp + r * kKeyTile);
     } else {
-      plain_row<true>(shape, rows, row + r, tile.first_key, s + r * kKeyTile, dp + r * kKeyTile);
+      plain_row<T, true>(shape, rows, row + r, tile.first_key, s + r * kKeyTile, dp + r * kKeyTile);
+    }
+  }
+  if constexpr (T::kDepth > 1) {
+    uint16_t p[2][kKeyTile];
+    for (int r = 0; r < kTileRows; r += 2) {
+      uint32_t* ds = block.ds + (row + r) * block.ds_row;
+      for (int half = 0; half < 2; ++half) {
+        uint16_t* ds_half = reinterpret_cast<uint16_t*>(ds + half * block.ds_row);
+        for (int key = 0; key < kKeyTile; key += kLanes) {
+          store_bf16(p[half] + key, load(s + (r + half) * kKeyTile + key));
+          store_bf16(ds_half + key, load(dp + (r + half) * kKeyTile + key));
+        }
+      }
+      interleave(p[0], p[1], kKeyTile, block.p + int64_t{row + r} / 2 * kKeyTile);
+      interleave(ds, ds + block.ds_row, kKeyTile, block.ds_steps + int64_t{row + r} / 2 * kKeyTile);
     }
   }
 }
@@ -392,14 +444,28 @@ void pack_tile(const BackwardShape& shape, const BackwardTile& tile, const void*
                const void* const* v) {
   const TileMemory<T> keys(shape, tile);
   const int k_width = shape.k_width, v_width = shape.v_width;
-  // v by rows is needed only to be transposed: dv's place holds it meanwhile.
-  float* k_rows = reinterpret_cast<float*>(keys.k_steps);
+  // What is needed by rows only to be packed lies where dk and dv will.
+  uint32_t* k_rows = T::kDepth > 1 ? reinterpret_cast<uint32_t*>(keys.dk) : keys.k_steps;
+  uint32_t* v_rows = reinterpret_cast<uint32_t*>(keys.dv);
+  const int k_row = k_width / T::kDepth, v_row = v_width / T::kDepth;
   for (int key = 0; key < kKeyTile; ++key) {
-    load_row(k[key], shape.dtype, shape.head_dim, k_width, k_rows + key * k_width);
-    load_row(v[key], shape.dtype, shape.v_head_dim, v_width, keys.dv + key * v_width);
+    if constexpr (T::kDepth > 1) {
+      copy_row(k[key], shape.head_dim, k_width, k_rows + key * k_row);
+      copy_row(v[key], shape.v_head_dim, v_width, v_rows + key * v_row);
+    } else {
+      load_row(k[key], shape.dtype, shape.head_dim, k_width, reinterpret_cast<float*>(k_rows + key * k_row));
+      load_row(v[key], shape.dtype, shape.v_head_dim, v_width,
+               reinterpret_cast<float*>(v_rows + key * v_row));
+    }
   }
-  transpose_words(keys.k_steps, k_width, shape.head_dim, keys.k_columns);
-  transpose_words(reinterpret_cast<const uint32_t*>(keys.dv), v_width, shape.v_head_dim, keys.v_columns);
+  transpose_words(k_rows, k_row, shape.head_dim / T::kDepth, keys.k_columns);
+  transpose_words(v_rows, v_row, shape.v_head_dim / T::kDepth, keys.v_columns);
+  if constexpr (T::kDepth > 1) {
+    for (int key = 0; key < kKeyTile; key += 2) {
+      const uint32_t* pair = k_rows + key * k_row;
+      interleave(pair, pair + k_row, k_width, keys.k_steps + int64_t{key} / 2 * k_width);
+    }
+  }
   clear(keys.dk, words(kKeyTile, k_width + v_width));
 }
 
@@ -411,10 +477,20 @@ void pack_rows(const BackwardShape& shape, const BackwardRows& rows, const void*
   const int padded = (rows.rows + kTileRows - 1) / kTileRows * kTileRows;
   for (int row = 0; row < padded; ++row) {
     const bool real = row < rows.rows;
-    load_row(real ? q[row] : nullptr, shape.dtype, shape.head_dim, k_width,
-             reinterpret_cast<float*>(block.q + row * block.q_row));
-    load_row(real ? dout[row] : nullptr, shape.dtype, shape.v_head_dim, v_width,
-             reinterpret_cast<float*>(block.dout + row * block.dout_row));
+    const void* from_q = real ? q[row] : nullptr;
+    const void* from_dout = real ? dout[row] : nullptr;
+    uint32_t* to_q = block.q + row * block.q_row;
+    uint32_t* to_dout = block.dout + row * block.dout_row;
+    if constexpr (T::kDepth > 1) {
+      copy_row(from_q, shape.head_dim, k_width, to_q);
+      copy_row(from_dout, shape.v_head_dim, v_width, to_dout);
+      if (row % 2 == 0) continue;
+      interleave(to_q - block.q_row, to_q, k_width, block.q_steps + int64_t{row} / 2 * k_width);
+      interleave(to_dout - block.dout_row, to_dout, v_width, block.dout_steps + int64_t{row} / 2 * v_width);
+    } else {
+      load_row(from_q, shape.dtype, shape.head_dim, k_width, reinterpret_cast<float*>(to_q));
+      load_row(from_dout, shape.dtype, shape.v_head_dim, v_width, reinterpret_cast<float*>(to_dout));
+    }
   }
   clear(block.dq, words(padded, k_width));
 }
@@ -464,8 +540,8 @@ void write_tile(const BackwardShape& shape, const BackwardTile& tile, void* cons
 
 template <class T>
 constexpr BackwardKernel make_backward(const char* name, simd::Isa isa, uint32_t dtypes) {
-  return {name,           isa,       dtypes,       kBlockRows,   segment_bytes<T>,
-          block_bytes<T>, row_delta, pack_tile<T>, pack_rows<T>, walk_tile<T>,
+  return {name,           isa,       dtypes,       T::kBlockRows, segment_bytes<T>,
+          block_bytes<T>, row_delta, pack_tile<T>, pack_rows<T>,  walk_tile<T>,
           sum_dq<T>,      write_dq,  add_dq<T>,    write_tile<T>};
 }
 

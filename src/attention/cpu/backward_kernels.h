@@ -11,5 +11,6 @@ inline constexpr uint32_t kPlainDTypes = 1u << static_cast<int>(DType::f32) |
                                          1u << static_cast<int>(DType::bf16);
 
 extern const BackwardKernel kBackwardF32_scalar, kBackwardF32_avx2, kBackwardF32_avx512;
+extern const BackwardKernel kBackwardPairs_avx512bf16;  // bf16 only
 
 }  // namespace tessera::attention
