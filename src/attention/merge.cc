@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention/cpu/row_kernels.h"
+#include "core/boundary.h"
 #include "core/context.h"
 #include "core/format.h"
 
@@ -69,10 +70,8 @@ double weigh(std::span<const AttentionPart> parts, int64_t batch, int64_t row, i
   return most + std::log(sum);
 }
 
-}  // namespace
-
-Status merge_states(Context& context, const MergeProblem& p, std::span<const AttentionPart> parts,
-                    const Strided<void*>& o, const Strided<float*>& lse) {
+Status merge(Context& context, const MergeProblem& p, std::span<const AttentionPart> parts,
+             const Strided<void*>& o, const Strided<float*>& lse) {
   TESSERA_RETURN_IF_ERROR(validate(p));
   const int64_t rows = p.batch * p.seqlen;
   if (rows == 0) return {};
@@ -111,6 +110,13 @@ Status merge_states(Context& context, const MergeProblem& p, std::span<const Att
     }
   });
   return {};
+}
+
+}  // namespace
+
+Status merge_states(Context& context, const MergeProblem& problem, std::span<const AttentionPart> parts,
+                    const Strided<void*>& o, const Strided<float*>& lse) {
+  return at_boundary([&] { return merge(context, problem, parts, o, lse); });
 }
 
 Status merge_states(Context& context, const MergeProblem& problem, const AttentionPart& a,

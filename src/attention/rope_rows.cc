@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "attention/rope.h"
+#include "core/boundary.h"
 #include "core/context.h"
 #include "core/format.h"
 
@@ -121,12 +122,12 @@ Status rotate(Context& context, const RopeProblem& p, const Strided<const void*>
 
 Status rope_forward(Context& context, const RopeProblem& problem, const Strided<const void*>& x,
                     const Strided<void*>& out) {
-  return rotate(context, problem, x, out, false);
+  return at_boundary([&] { return rotate(context, problem, x, out, false); });
 }
 
 Status rope_backward(Context& context, const RopeProblem& problem, const Strided<const void*>& dout,
                      const Strided<void*>& dx) {
-  return rotate(context, problem, dout, dx, true);
+  return at_boundary([&] { return rotate(context, problem, dout, dx, true); });
 }
 
 }  // namespace tessera::attention

@@ -1,0 +1,360 @@
+#include "attention/view_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "attention/cpu/flush_subnormals.h"
+#include "attention/pack_tile.h"
+#include "attention/registry.h"
+#include "attention/rope.h"
+#include "core/context.h"
+
+namespace tessera::attention {
+namespace {
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+constexpr int kPartialSlot = 2;
+constexpr int kScratchSlot = 3;
+// As in work_plan.cc: stacked rows of an item of many rows; rows up to which segments may be divided; what
+// packing a tile costs in rows of arithmetic; when an item is too long for its thread's share.
+constexpr int kItemRows = 192;
+constexpr int kSplitRows = 64;
+constexpr int64_t kPackCost = 12;
+constexpr int64_t kItemsPerThread = 4;
+constexpr int kTilesPerSegment = kSegment / kKeyTile;
+
+int64_t align64(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+}  // namespace
+
+// One worker's memory for an item of up to most_rows rows.
+struct ViewRunner::Scratch {
+  void* kernel;
+  char* pair;
+  char* k_rows;  // [kKeyTile] rows of tile_.dtype, gathered
+  char* v_rows;
+  char* q;
+  StateRows segment, total;
+  float* slope;
+  int32_t *first_key, *end_key, *position;
+};
+
+ViewRunner::ViewRunner(Context& context, const AttentionProblem& problem, const CheckedView& view,
+                       const Rotary* rotary, const CacheTensors& tensors, const TileKernel& kernel)
+    : context_(context),
+      problem_(problem),
+      view_(view),
+      rotary_(rotary),
+      tensors_(tensors),
+      kernel_(kernel),
+      tile_{kernel.dtype, problem.kv_heads, problem.head_dim, problem.v_head_dim, kKeyTile},
+      group_(problem.heads / problem.kv_heads) {}
+
+Result<ViewRunner> ViewRunner::create(Context& context, const AttentionProblem& problem,
+                                      const CheckedView& view, const Rotary* rotary,
+                                      const CacheTensors& tensors) {
+  AttentionProblem tiles = problem;
+  if (problem.dtype == DType::f16) tiles.dtype = DType::f32;
+  tiles.leftpad_k = nullptr;
+  tiles.cu_seqlens_q = nullptr;
+  tiles.alibi_batch_stride = 0;
+  tiles.seqlen_k = 0;
+  TESSERA_ASSIGN_OR_RETURN(const TileKernel* kernel, find(tiles, Kind::decode));
+  ViewRunner runner(context, problem, view, rotary, tensors, *kernel);
+  runner.plan();
+  return runner;
+}
+
+void ViewRunner::plan() {
+  const int threads = context_.pool.size();
+  const auto& sequences = view_.sequences();
+  const int32_t most_tokens = std::max(1, kItemRows / group_);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const bool whole = sequences[s].rows * group_ <= kSplitRows;
+    for (int64_t first = 0; first < sequences[s].rows; first += most_tokens) {
+      const int64_t tokens = std::min<int64_t>(most_tokens, sequences[s].rows - first);
+      int64_t from = INT64_MAX, to = 0;
+      for (int64_t t = first; t < first + tokens; ++t) {
+        const CheckedView::Range seen = view_.visible(sequences[s], t);
+        if (seen.first == seen.end) continue;
+        from = std::min(from, seen.first);
+        to = std::max(to, seen.end);
+      }
+      Item item{};
+      item.sequence = static_cast<int32_t>(s);
+      item.first_token = static_cast<int32_t>(first);
+      item.tokens = static_cast<int32_t>(tokens);
+      item.first_tile = to > 0 ? static_cast<int32_t>(from / kKeyTile) : 0;
+      item.end_tile = static_cast<int32_t>((to + kKeyTile - 1) / kKeyTile);
+      item.partial = whole ? -1 : -2;  // -2: never divided
+      item.cost = 1 + (item.end_tile - item.first_tile) * (kPackCost + tokens * group_);
+      items_.push_back(item);
+    }
+  }
+  int64_t total = 0;
+  for (const Item& item : items_) total += item.cost * problem_.kv_heads;
+  std::vector<Item> divided;
+  for (Item item : items_) {
+    most_rows_ = std::max(most_rows_, item.tokens * group_);
+    const bool several = item.first_tile / kTilesPerSegment != (item.end_tile - 1) / kTilesPerSegment;
+    if (item.partial == -2 || threads == 1 || !several || item.cost * kItemsPerThread * threads <= total) {
+      item.partial = -1;
+      divided.push_back(item);
+      continue;
+    }
+    Split split{item.sequence, item.first_token, item.tokens, static_cast<int32_t>(parts_.size()), 0};
+    const int32_t end = item.end_tile;
+    while (item.first_tile < end) {
+      item.end_tile = std::min(end, (item.first_tile / kTilesPerSegment + 1) * kTilesPerSegment);
+      item.partial = static_cast<int32_t>(partials_);
+      item.cost = 1 + (item.end_tile - item.first_tile) * (kPackCost + int64_t{item.tokens} * group_);
+      divided.push_back(item);
+      parts_.push_back(item.partial);
+      partials_ += item.tokens * group_;
+      ++split.parts;
+      item.first_tile = item.end_tile;
+    }
+    splits_.push_back(split);
+  }
+  items_ = std::move(divided);
+  std::stable_sort(items_.begin(), items_.end(),
+                   [](const Item& a, const Item& b) { return a.cost > b.cost; });
+}
+
+ViewRunner::Scratch ViewRunner::scratch_of(int worker) const {
+  const int64_t rows = most_rows_, v_width = tile_.v_width();
+  const int64_t one = align64(rows * 4), o = align64(rows * v_width * 4);
+  const int64_t sizes[] = {align64(kernel_.scratch_bytes(problem_.head_dim, static_cast<int>(v_width))),
+                           align64(tile_.pair_bytes()),
+                           align64(tile_.k_tile_bytes()),
+                           align64(tile_.v_tile_bytes()),
+                           align64(rows * kernel_.query_bytes(problem_.head_dim)),
+                           o,
+                           align64(rows * kSumLanes * 4),
+                           one,
+                           o,
+                           one,
+                           one,
+                           one,
+                           one,
+                           one,
+                           one};
+  int64_t bytes = 0;
+  for (const int64_t size : sizes) bytes += size;
+  char* at = static_cast<char*>(context_.workspace(worker).get(kScratchSlot, static_cast<size_t>(bytes)));
+  size_t next = 0;
+  const auto take = [&]() {
+    char* taken = at;
+    at += sizes[next++];
+    return taken;
+  };
+  const auto floats = [&]() { return reinterpret_cast<float*>(take()); };
+  const auto ints = [&]() { return reinterpret_cast<int32_t*>(take()); };
+  Scratch s{};
+  s.kernel = take();
+  s.pair = take();
+  s.k_rows = take();
+  s.v_rows = take();
+  s.q = take();
+  s.segment.o = floats();
+  s.segment.l = floats();
+  s.segment.m = floats();
+  s.total.o = floats();
+  s.total.l = floats();
+  s.total.m = floats();
+  s.slope = floats();
+  s.first_key = ints();
+  s.end_key = ints();
+  s.position = ints();
+  return s;
+}
+
+StateRows ViewRunner::partial(int kv_head, int64_t row) const {
+  float* m = partial_memory_ + kv_head * partials_ * (tile_.v_width() + 2);
+  return {m + row, m + partials_ + row, m + 2 * partials_ + row * tile_.v_width()};
+}
+
+// The item's query rows in the kernel's form, what each sees and where it stands. The tile kernel wants the
+// group innermost.
+void ViewRunner::pack_rows(const Item& item, int kv_head, const Scratch& scratch) const {
+  const ViewSequence& s = view_.sequences()[static_cast<size_t>(item.sequence)];
+  const RowKernels& kernels = row_kernels();
+  const float scale = static_cast<float>(problem_.scale * kLog2e);
+  const int64_t query_bytes = kernel_.query_bytes(problem_.head_dim);
+  const Mask& mask = problem_.mask;
+  const bool own_position = mask.causal || mask.window_left >= 0 || mask.window_right >= 0;
+  std::unique_ptr<RowRotator> rotator;
+  if (rotary_ != nullptr) rotator = std::make_unique<RowRotator>(*rotary_, false);
+  float wide[256];
+  for (int32_t t = 0; t < item.tokens; ++t) {
+    const int64_t row = item.first_token + t;
+    const CheckedView::Range seen = view_.visible(s, row);
+    if (rotator != nullptr) rotator->move_to(s.old_keys + (own_position ? row : 0));
+    const int64_t batch = problem_.cu_seqlens_q != nullptr ? 0 : s.batch;
+    for (int g = 0; g < group_; ++g) {
+      const int32_t i = t * group_ + g;
+      const int64_t head = int64_t{kv_head} * group_ + g;
+      const Strided<const void*>& q = tensors_.q;
+      const char* from =
+          static_cast<const char*>(q.data) +
+          (batch * q.batch_stride + (s.first_row + row) * q.row_stride + head * q.head_stride) *
+              view_.element_bytes();
+      kernels.widen(problem_.dtype, from, problem_.head_dim, wide);
+      if (rotator != nullptr) rotator->turn(wide);
+      kernel_.pack_query(wide, problem_.head_dim, scale, scratch.q + i * query_bytes);
+      scratch.first_key[i] = static_cast<int32_t>(seen.first);
+      scratch.end_key[i] = static_cast<int32_t>(seen.end);
+      scratch.position[i] = static_cast<int32_t>(row + s.keys - s.rows);
+      if (problem_.alibi_slopes != nullptr) {
+        scratch.slope[i] =
+            static_cast<float>(problem_.alibi_slopes[s.batch * problem_.alibi_batch_stride + head] * kLog2e);
+      }
+    }
+  }
+}
+
+// Keys [first, end) of the sequence, inside tile `tile`, to scratch.pair.
+void ViewRunner::pack_keys(const ViewSequence& s, int kv_head, int64_t tile, int64_t first, int64_t end,
+                           const Scratch& scratch) const {
+  const int64_t start = tile * kKeyTile;
+  if (problem_.dtype != DType::f16 && first == start && view_.run(first, end) == end - first) {
+    pack_tile(tile_, view_.k_row(s, first, kv_head), view_.k_row_bytes(), view_.v_row(s, first, kv_head),
+              view_.v_row_bytes(), static_cast<int>(end - first), scratch.pair);
+    return;
+  }
+  const RowKernels& kernels = row_kernels();
+  const int64_t k_bytes = tile_.element_bytes() * problem_.head_dim;
+  const int64_t v_bytes = tile_.element_bytes() * problem_.v_head_dim;
+  std::memset(scratch.k_rows, 0, static_cast<size_t>((first - start) * k_bytes));
+  std::memset(scratch.v_rows, 0, static_cast<size_t>((first - start) * v_bytes));
+  for (int64_t key = first; key < end;) {
+    const int64_t until = key + view_.run(key, end);
+    const char* k = view_.k_row(s, key, kv_head);
+    const char* v = view_.v_row(s, key, kv_head);
+    for (; key < until; ++key, k += view_.k_row_bytes(), v += view_.v_row_bytes()) {
+      char* to_k = scratch.k_rows + (key - start) * k_bytes;
+      char* to_v = scratch.v_rows + (key - start) * v_bytes;
+      if (problem_.dtype == DType::f16) {
+        kernels.widen(DType::f16, k, problem_.head_dim, reinterpret_cast<float*>(to_k));
+        kernels.widen(DType::f16, v, problem_.v_head_dim, reinterpret_cast<float*>(to_v));
+      } else {
+        std::memcpy(to_k, k, static_cast<size_t>(k_bytes));
+        std::memcpy(to_v, v, static_cast<size_t>(v_bytes));
+      }
+    }
+  }
+  pack_tile(tile_, scratch.k_rows, k_bytes, scratch.v_rows, v_bytes, static_cast<int>(end - start),
+            scratch.pair);
+}
+
+void ViewRunner::write_rows(int32_t sequence, int32_t first_token, int32_t tokens, int kv_head,
+                            const StateRows& total) const {
+  const ViewSequence& s = view_.sequences()[static_cast<size_t>(sequence)];
+  const RowKernels& kernels = row_kernels();
+  const bool varlen = problem_.cu_seqlens_q != nullptr;
+  const int64_t lse_rows = varlen ? problem_.cu_seqlens_q[problem_.batch] : problem_.seqlen_q;
+  const int64_t batch = varlen ? 0 : s.batch;
+  float wide[256];
+  for (int32_t i = 0; i < tokens * group_; ++i) {
+    const int64_t row = s.first_row + first_token + i / group_, head = int64_t{kv_head} * group_ + i % group_;
+    kernel_.finish({total.m + i, total.l + i, total.o + int64_t{i} * tile_.v_width()}, problem_.v_head_dim,
+                   wide);
+    const Strided<void*>& o = tensors_.o;
+    char* to = static_cast<char*>(o.data) +
+               (batch * o.batch_stride + row * o.row_stride + head * o.head_stride) * view_.element_bytes();
+    kernels.narrow(problem_.dtype, wide, problem_.v_head_dim, to);
+    if (tensors_.lse != nullptr) {
+      const double l = total.l[i];
+      tensors_.lse[(batch * problem_.heads + head) * lse_rows + row] =
+          l == 0 ? -INFINITY : static_cast<float>(total.m[i] * kLn2 + std::log(l));
+    }
+  }
+}
+
+void ViewRunner::run_item(const Item& item, int kv_head, const Scratch& scratch) const {
+  const ViewSequence& s = view_.sequences()[static_cast<size_t>(item.sequence)];
+  const int32_t count = item.tokens * group_;
+  const int v_width = tile_.v_width();
+  const auto clear = [&](const StateRows& state, int sums) {
+    std::fill(state.m, state.m + count, kNoMaximum);
+    std::memset(state.l, 0, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(sums));
+    std::memset(state.o, 0, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(v_width));
+  };
+  const StateRows total = item.partial < 0 ? scratch.total : partial(kv_head, item.partial);
+  clear(total, 1);
+  clear(scratch.segment, kSumLanes);
+  pack_rows(item, kv_head, scratch);
+  ItemRows rows{};
+  rows.head_dim = problem_.head_dim;
+  rows.v_width = v_width;
+  rows.q = scratch.q;
+  rows.first_key = scratch.first_key;
+  rows.end_key = scratch.end_key;
+  rows.position = scratch.position;
+  rows.slope = problem_.alibi_slopes != nullptr ? scratch.slope : nullptr;
+  rows.softcap = static_cast<float>(problem_.softcap * kLog2e);
+  rows.segment = scratch.segment;
+  rows.scratch = scratch.kernel;
+  int64_t first_seen = INT64_MAX, end_seen = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    if (scratch.first_key[i] == scratch.end_key[i]) continue;
+    first_seen = std::min<int64_t>(first_seen, scratch.first_key[i]);
+    end_seen = std::max<int64_t>(end_seen, scratch.end_key[i]);
+  }
+  for (int32_t i = item.first_tile; i < item.end_tile; ++i) {
+    const int64_t start = int64_t{i} * kKeyTile;
+    const int64_t first = std::max(first_seen, start), end = std::min(end_seen, start + kKeyTile);
+    if (first < end) {
+      pack_keys(s, kv_head, i, first, end, scratch);
+      kernel_.walk(rows, 0, count, {scratch.pair, nullptr, start, static_cast<int>(end - start)});
+    }
+    if (i + 1 == item.end_tile || (i + 1) % kTilesPerSegment == 0)
+      kernel_.fold(total, scratch.segment, count, v_width);
+  }
+  if (item.partial < 0) write_rows(item.sequence, item.first_token, item.tokens, kv_head, total);
+}
+
+void ViewRunner::run() {
+  const int64_t kv_heads = problem_.kv_heads;
+  if (partials_ > 0) {
+    const int64_t bytes = kv_heads * partials_ * (tile_.v_width() + 2) * 4;
+    partial_memory_ =
+        static_cast<float*>(context_.workspace(0).get(kPartialSlot, static_cast<size_t>(bytes)));
+  }
+  context_.pool.parallel_for(
+      static_cast<int64_t>(items_.size()) * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
+        const FlushSubnormals flush;
+        const Scratch scratch = scratch_of(worker);
+        for (int64_t i = begin; i < end; ++i)
+          run_item(items_[static_cast<size_t>(i / kv_heads)], static_cast<int>(i % kv_heads), scratch);
+      });
+  context_.pool.parallel_for(
+      static_cast<int64_t>(splits_.size()) * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
+        const FlushSubnormals flush;
+        const Scratch scratch = scratch_of(worker);
+        for (int64_t i = begin; i < end; ++i) {
+          const Split& split = splits_[static_cast<size_t>(i / kv_heads)];
+          const int kv_head = static_cast<int>(i % kv_heads);
+          const int32_t count = split.tokens * group_;
+          for (int32_t row = 0; row < count; ++row) {
+            const StateRows total = {scratch.total.m + row, scratch.total.l + row,
+                                     scratch.total.o + int64_t{row} * tile_.v_width()};
+            *total.m = kNoMaximum;
+            *total.l = 0;
+            std::memset(total.o, 0, sizeof(float) * static_cast<size_t>(tile_.v_width()));
+            for (int32_t part = 0; part < split.parts; ++part) {
+              const int32_t at = parts_[static_cast<size_t>(split.first + part)] + row;
+              kernel_.fold_part(total, partial(kv_head, at), tile_.v_width());
+            }
+          }
+          write_rows(split.sequence, split.first_token, split.tokens, kv_head, scratch.total);
+        }
+      });
+}
+
+}  // namespace tessera::attention

@@ -1,0 +1,70 @@
+// Attention over a checked CacheView: keys are packed into tiles in scratch as they are walked.
+//
+// Invariants:
+//  1. Law 1, as in paged.h: tiles of kKeyTile, segments of kSegment, both from key 0; a segment starts from
+//     the identity and is folded first segment first, whoever walked it.
+//  2. Only keys that some row of the item sees are read; in a tile, V of the others is zero.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/cache_view.h"
+#include "attention/cpu/tile_kernel.h"
+#include "attention/kv_storage.h"
+
+namespace tessera::attention {
+
+class ViewRunner {
+ public:
+  // The arguments must outlive the runner. unsupported when no kernel takes the problem.
+  static Result<ViewRunner> create(Context& context, const AttentionProblem& problem, const CheckedView& view,
+                                   const Rotary* rotary, const CacheTensors& tensors);
+  void run();
+
+ private:
+  // Rows [first_token, first_token + tokens) of a sequence over tiles [first_tile, end_tile), for every kv
+  // head. With `partial` it covers one segment and leaves its states at partial rows [partial, ...).
+  struct Item {
+    int32_t sequence, first_token, tokens;
+    int32_t first_tile, end_tile;
+    int32_t partial;  // -1: none
+    int64_t cost;
+  };
+  // Rows whose segments were handed over apart: parts [first, first + parts) of parts_ are their partial
+  // rows.
+  struct Split {
+    int32_t sequence, first_token, tokens;
+    int32_t first, parts;
+  };
+  struct Scratch;
+
+  ViewRunner(Context& context, const AttentionProblem& problem, const CheckedView& view, const Rotary* rotary,
+             const CacheTensors& tensors, const TileKernel& kernel);
+  void plan();
+  Scratch scratch_of(int worker) const;
+  void run_item(const Item& item, int kv_head, const Scratch& scratch) const;
+  void pack_rows(const Item& item, int kv_head, const Scratch& scratch) const;
+  void pack_keys(const ViewSequence& sequence, int kv_head, int64_t tile, int64_t first, int64_t end,
+                 const Scratch& scratch) const;
+  void write_rows(int32_t sequence, int32_t first_token, int32_t tokens, int kv_head,
+                  const StateRows& total) const;
+  StateRows partial(int kv_head, int64_t row) const;
+
+  Context& context_;
+  const AttentionProblem& problem_;
+  const CheckedView& view_;
+  const Rotary* rotary_;
+  const CacheTensors& tensors_;
+  const TileKernel& kernel_;
+  const KvFormat tile_;  // f16 is held as f32
+  const int group_;
+  std::vector<Item> items_;  // dearest first
+  std::vector<Split> splits_;
+  std::vector<int32_t> parts_;
+  int64_t partials_ = 0;  // partial rows of one kv head
+  int32_t most_rows_ = 0;
+  float* partial_memory_ = nullptr;  // [kv_heads][m, l [partials], o [partials][v_width]]
+};
+
+}  // namespace tessera::attention
