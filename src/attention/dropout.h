@@ -1,21 +1,15 @@
-// The dropout mask of tessera/attention.h for the kernels: which bytes decide, and what they are compared to.
+// The dropout mask of tessera/attention.h on the host: the key of a call, and one block of bytes in plain
+// code (the kernels draw the same on vector lanes, cpu/dropout.inc.h).
 #pragma once
 
 #include <array>
 #include <cstdint>
 
+#include "attention/cpu/dropout_key.h"
 #include "attention/problem.h"
 #include "core/philox.h"
 
 namespace tessera::attention {
-
-// What a call's rows share. Plain data: it crosses into the kernels' TUs, which have a Philox of their own.
-struct DropoutKey {
-  uint32_t key0 = 0, key1 = 0;
-  uint32_t batch0 = 0, head0 = 0, row0 = 0;  // added to the counters
-  uint32_t block0 = 0;                       // col0 / 16
-  uint32_t threshold = 255;                  // a column stays iff its byte is at most this
-};
 
 inline DropoutKey dropout_key(const Dropout& dropout) {
   const std::array<uint32_t, 4> sub = philox4x32(

@@ -43,10 +43,16 @@ struct PagedSequence {
                                     // that lie wholly outside every row's window are never used.
   int32_t keys =
       -1;  // positions that have K and V; -1: first_position + rows. Differs for masks that look ahead.
+  int32_t first_key = 0;  // no row sees a position before it
+  // The last tree_keys keys are nodes of a speculative tree, the rows its last nodes (Ancestors of
+  // tessera/attention.h, whose bits the kernel applies). depth [tree_keys] or null.
+  int32_t tree_keys = 0;
+  const int32_t* depth = nullptr;
 };
 
 struct WorkPlanOptions {
   int threads = 1;        // of the pool that will run it
+  bool dense = false;     // tables made of a caller's tensors: every feature is allowed, nothing is shared
   bool two_phase = true;  // false: every sequence walks its own table, shared or not (same bits)
   // Positions of a segment. Only a test that shows what a moved edge does may change it.
   int segment = kSegment;

@@ -31,6 +31,7 @@ struct Slice {
   int32_t tokens;
   int32_t first;  // of its rows in the sequence
   int32_t first_tile, end_tile;
+  int32_t end_key;           // the largest end of a row's keys
   int32_t shared_with_next;  // leading blocks equal to the next slice's
   bool stackable;
 };
@@ -39,11 +40,28 @@ struct Range {
   int32_t first, end;
 };
 
-Range visible_keys(int64_t position, int64_t keys, const Mask& mask) {
+int64_t keys_of(const PagedSequence& sequence) {
+  return sequence.keys >= 0 ? sequence.keys : int64_t{sequence.first_position} + sequence.rows;
+}
+
+int64_t position_of(const PagedSequence& sequence, int32_t row) {
+  if (sequence.tree_keys == 0 || sequence.depth == nullptr) return int64_t{sequence.first_position} + row;
+  return keys_of(sequence) - sequence.tree_keys + sequence.depth[sequence.tree_keys - sequence.rows + row];
+}
+
+// Of the row; inside a tree the kernel hides more.
+Range visible_keys(const PagedSequence& sequence, int32_t row, const Mask& mask) {
+  const int64_t position = position_of(sequence, row), keys = keys_of(sequence);
+  const int64_t tree = keys - sequence.tree_keys;
   int64_t end = keys, first = 0;
-  if (mask.causal) end = std::min(end, position + 1);
-  if (mask.window_right >= 0) end = std::min(end, position + mask.window_right + 1);
-  if (mask.window_left >= 0) first = std::max<int64_t>(0, position - mask.window_left);
+  if (sequence.tree_keys == 0) {
+    if (mask.causal) end = std::min(end, position + 1);
+    if (mask.window_right >= 0) end = std::min(end, position + mask.window_right + 1);
+    if (mask.window_left >= 0) first = std::max<int64_t>(0, position - mask.window_left);
+  } else if (mask.window_left >= 0) {
+    first = std::clamp<int64_t>(position - mask.window_left, 0, tree);
+  }
+  first = std::max<int64_t>(first, sequence.first_key);
   if (end <= first) return {0, 0};
   return {static_cast<int32_t>(first), static_cast<int32_t>(end)};
 }
@@ -82,8 +100,7 @@ class PlanBuilder {
   };
 
   void cut(const PagedSequence& sequence) {
-    const int64_t keys =
-        sequence.keys >= 0 ? sequence.keys : int64_t{sequence.first_position} + sequence.rows;
+    const int64_t keys = keys_of(sequence);
     TESSERA_CHECK(sequence.rows >= 0 && sequence.first_row >= 0 && keys <= INT32_MAX);
     const int32_t most = std::max(1, kSliceRows / group_);
     const bool stackable = int64_t{sequence.rows} * group_ <= kStackRows;
@@ -96,12 +113,13 @@ class PlanBuilder {
       // A tile is needed when some row sees a key of it; the rows' windows overlap or follow each other.
       int32_t from = INT32_MAX, to = 0;
       for (int32_t token = 0; token < slice.tokens; ++token) {
-        const Range seen = visible_keys(int64_t{sequence.first_position} + first + token, keys, plan_.mask_);
+        const Range seen = visible_keys(sequence, first + token, plan_.mask_);
         if (seen.first == seen.end) continue;
         from = std::min(from, seen.first);
         to = std::max(to, seen.end);
       }
       if (to > 0) {
+        slice.end_key = to;
         slice.first_tile = from / kKeyTile;
         slice.end_tile = (to + kKeyTile - 1) / kKeyTile;
       }
@@ -133,11 +151,9 @@ class PlanBuilder {
       slice.first_token = token;
       token += slice.tokens;
       const PagedSequence& sequence = *slice.sequence;
-      const int64_t keys =
-          sequence.keys >= 0 ? sequence.keys : int64_t{sequence.first_position} + sequence.rows;
       for (int32_t t = 0; t < slice.tokens; ++t) {
-        const int32_t position = sequence.first_position + slice.first + t;
-        const Range seen = visible_keys(position, keys, plan_.mask_);
+        const auto position = static_cast<int32_t>(position_of(sequence, slice.first + t));
+        const Range seen = visible_keys(sequence, slice.first + t, plan_.mask_);
         for (int g = 0; g < group_; ++g) {
           plan_.batch_row_.push_back(sequence.first_row + slice.first + t);
           plan_.position_.push_back(position);
@@ -169,9 +185,7 @@ class PlanBuilder {
         step.block = slices_[i].sequence->blocks[tile];
         step.sequences = static_cast<int32_t>(end - i);
         int32_t last = 0;
-        for (int32_t row = slices_[i].first_token * group_; row < last_token * group_; row += group_) {
-          last = std::max(last, plan_.end_key_[static_cast<size_t>(row)]);
-        }
+        for (size_t of = i; of < end; ++of) last = std::max(last, slices_[of].end_key);
         step.valid = std::min(kKeyTile, last - tile * kKeyTile);
         steps.push_back(step);
         i = end;
@@ -348,9 +362,10 @@ WorkPlan::WorkPlan(std::span<const PagedSequence> sequences, const AttentionProb
   bool one_row_each = true;
   for (const PagedSequence& sequence : sequences) one_row_each &= sequence.rows <= 1;
   PlanBuilder(*this, options).build(sequences);
-  const Kind kind = planned_.shared_block_reads > 0 ? Kind::tree
-                    : one_row_each                  ? Kind::decode
-                                                    : Kind::prefill;
+  const Kind kind = options.dense                     ? Kind::dense
+                    : planned_.shared_block_reads > 0 ? Kind::tree
+                    : one_row_each                    ? Kind::decode
+                                                      : Kind::prefill;
   const Result<const TileKernel*> kernel = find(problem, kind);
   TESSERA_CHECK_MSG(kernel.ok(), kernel.status().message());
   kernel_ = *kernel;

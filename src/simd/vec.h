@@ -24,7 +24,8 @@
 //   and_(m, m) fold  reduce_add, reduce_max, reduce_min: a tree that halves the lanes, the same in every call
 //   I32   set1_i32(x), load_i32(p), store_i32(p, v), iota_i32(); + - *; shift_left<n>, shift_right<n>
 //   (arithmetic),
-//         and_, to_f32, to_i32 (rounds to nearest even), as_f32, as_i32 (the bits); dot4(acc, u8 a, i8 b)
+//         and_, xor_, mul_high_u32 (the high half of the unsigned product), to_f32, to_i32 (rounds to nearest
+//         even), as_f32, as_i32 (the bits); dot4(acc, u8 a, i8 b)
 //   bf16  load_bf16(p), store_bf16(p, v) (to nearest even, NaN stays NaN), load_bf16_n, store_bf16_n;
 //   low_bf16(pairs),
 //         high_bf16(pairs): the two halves of each 32-bit lane, widened; keep_low(pairs): the high halves

@@ -164,6 +164,14 @@ TESSERA_VEC I32 shift_right(I32 a) {
 TESSERA_VEC I32 and_(I32 a, I32 b) {
   return {_mm256_and_si256(a.v, b.v)};
 }
+TESSERA_VEC I32 xor_(I32 a, I32 b) {
+  return {_mm256_xor_si256(a.v, b.v)};
+}
+TESSERA_VEC I32 mul_high_u32(I32 a, I32 b) {
+  const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(a.v, b.v), 32);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), _mm256_srli_epi64(b.v, 32));
+  return {_mm256_blend_epi32(even, odd, 0xaa)};
+}
 TESSERA_VEC F32 to_f32(I32 a) {
   return {_mm256_cvtepi32_ps(a.v)};
 }

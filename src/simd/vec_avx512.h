@@ -179,6 +179,14 @@ TESSERA_VEC I32 shift_right(I32 a) {
 TESSERA_VEC I32 and_(I32 a, I32 b) {
   return {_mm512_and_si512(a.v, b.v)};
 }
+TESSERA_VEC I32 xor_(I32 a, I32 b) {
+  return {_mm512_xor_si512(a.v, b.v)};
+}
+TESSERA_VEC I32 mul_high_u32(I32 a, I32 b) {
+  const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(a.v, b.v), 32);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32));
+  return {_mm512_mask_blend_epi32(0xaaaa, even, odd)};
+}
 TESSERA_VEC F32 to_f32(I32 a) {
   return {_mm512_cvtepi32_ps(a.v)};
 }

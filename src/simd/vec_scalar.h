@@ -184,6 +184,16 @@ TESSERA_VEC I32 shift_right(I32 a) {
 TESSERA_VEC I32 and_(I32 a, I32 b) {
   return {a.v & b.v};
 }
+TESSERA_VEC I32 xor_(I32 a, I32 b) {
+  return {a.v ^ b.v};
+}
+TESSERA_VEC I32 mul_high_u32(I32 a, I32 b) {
+  I32 high;
+  for (int i = 0; i < kLanes; ++i) {
+    high.v[i] = static_cast<int32_t>(uint64_t{bits_of(a)[i]} * bits_of(b)[i] >> 32);
+  }
+  return high;
+}
 TESSERA_VEC F32 to_f32(I32 a) {
   return {__builtin_convertvector(a.v, Float4)};
 }

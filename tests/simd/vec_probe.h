@@ -26,7 +26,7 @@ struct VecProbe {
   void (*bf16_pairs)(const uint32_t* pairs, float* low, float* high);                // [lanes]
   void (*dot2)(const float* acc, const uint32_t* a, const uint32_t* b, float* out);  // null without it
   void (*f16)(const float* x, uint16_t* narrow, float* wide, int n);
-  void (*integers)(const int32_t* a, const int32_t* b, int32_t* out);  // out [8][lanes]
+  void (*integers)(const int32_t* a, const int32_t* b, int32_t* out);  // out [10][lanes]
   void (*bytes)(const int8_t* signed_bytes, const uint8_t* unsigned_bytes, const int32_t* wide, int32_t* out,
                 int8_t* narrow);  // out [2][lanes]
   void (*dot4)(const int32_t* acc, const uint8_t* a, const int8_t* b, int32_t* out);

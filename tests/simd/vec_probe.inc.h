@@ -66,15 +66,17 @@ void f16(const float* x, uint16_t* narrow, float* wide, int n) {
 void integers(const int32_t* pa, const int32_t* pb, int32_t* out) {
   const I32 a = load_i32(pa), b = load_i32(pb);
   const I32 ones = set1_i32(1);
-  const I32 results[8] = {a + b,
-                          a - b,
-                          a * b,
-                          shift_left<3>(a),
-                          shift_right<3>(a),
-                          and_(a, b),
-                          to_i32(to_f32(shift_right<8>(a))),
-                          as_i32(select(gt(a, b), as_f32(ones), zero()))};
-  for (int i = 0; i < 8; ++i) store_i32(out + i * kLanes, results[i]);
+  const I32 results[10] = {a + b,
+                           a - b,
+                           a * b,
+                           shift_left<3>(a),
+                           shift_right<3>(a),
+                           and_(a, b),
+                           to_i32(to_f32(shift_right<8>(a))),
+                           as_i32(select(gt(a, b), as_f32(ones), zero())),
+                           xor_(a, b),
+                           mul_high_u32(a, b)};
+  for (int i = 0; i < 10; ++i) store_i32(out + i * kLanes, results[i]);
 }
 
 void bytes(const int8_t* s, const uint8_t* u, const int32_t* wide, int32_t* out, int8_t* narrow) {

@@ -246,7 +246,7 @@ TEST(Vec, HalvesConvertAsTheCoreDoes) {
 TEST(Vec, IntegersWrapAndShift) {
   const int lanes = probe().lanes;
   std::mt19937 random(kSeed);
-  std::vector<int32_t> a(16), b(16), out(128);
+  std::vector<int32_t> a(16), b(16), out(160);
   for (size_t i = 0; i < 16; ++i) a[i] = int32_t(random()), b[i] = int32_t(random());
   probe().integers(a.data(), b.data(), out.data());
   for (int i = 0; i < lanes; ++i) {
@@ -254,10 +254,18 @@ TEST(Vec, IntegersWrapAndShift) {
     const uint32_t ux = uint32_t(x), uy = uint32_t(y);
     const int32_t whole = int32_t(std::nearbyint(float(x >> 8)));
     const int32_t greater = x > y ? 1 : 0;
-    const int32_t want[8] = {
-        int32_t(ux + uy), int32_t(ux - uy), int32_t(ux * uy), int32_t(ux << 3), x >> 3, x & y, whole,
-        greater};
-    for (int k = 0; k < 8; ++k) EXPECT_EQ(out[size_t(k * lanes + i)], want[k]) << "operation " << k;
+    const int32_t high = int32_t(uint64_t{ux} * uy >> 32);
+    const int32_t want[10] = {int32_t(ux + uy),
+                              int32_t(ux - uy),
+                              int32_t(ux * uy),
+                              int32_t(ux << 3),
+                              x >> 3,
+                              x & y,
+                              whole,
+                              greater,
+                              x ^ y,
+                              high};
+    for (int k = 0; k < 10; ++k) EXPECT_EQ(out[size_t(k * lanes + i)], want[k]) << "operation " << k;
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention/cpu/dropout_key.h"
 #include "simd/isa.h"
 #include "tessera/dtype.h"
 
@@ -21,17 +22,39 @@ struct StateRows {
   float* o;
 };
 
+// What the elements of a mask row are.
+enum class MaskForm : uint8_t { none, boolean, f32, f16, bf16 };
+
+// Features that change scores or probabilities one by one, for rows of one sequence. Each is off when its
+// first field says so.
+struct RowFeatures {
+  // mask[row]: element of key 0; key j is mask_stride elements further. Nothing at or behind `keys` is read.
+  MaskForm mask_form;
+  const void* const* mask;
+  int64_t mask_stride;
+  int64_t keys;
+  // ancestors[row]: bits of the keys from tree_first on, tree_keys of them; depth [tree_keys] or null.
+  int64_t tree_keys;
+  int64_t tree_first;
+  const uint64_t* const* ancestors;
+  const int32_t* depth;
+  // dropout[row]; null: off. Probabilities are dropped, not scaled: who finishes the row scales it.
+  const DropoutRow* dropout;
+  DropoutKey dropout_key;
+};
+
 // The stacked query rows of an item for one kv head.
 struct ItemRows {
   int head_dim, v_width;
   const void* q;             // [rows][head_dim], packed by pack_query
   const int32_t* first_key;  // [rows] the row sees keys [first_key, end_key)
   const int32_t* end_key;
-  const int32_t* position;  // [rows]
-  const float* slope;       // [rows] ALiBi in log2 units, or null
-  float softcap;            // in log2 units; 0: off
-  StateRows segment;        // l with kSumLanes sums a row
-  void* scratch;            // scratch_bytes(head_dim, v_width)
+  const int32_t* position;      // [rows]
+  const float* slope;           // [rows] ALiBi in log2 units, or null
+  float softcap;                // in log2 units; 0: off
+  const RowFeatures* features;  // read by walk_featured only
+  StateRows segment;            // l with kSumLanes sums a row
+  void* scratch;                // scratch_bytes(head_dim, v_width)
 };
 
 struct TilePair {
@@ -52,6 +75,8 @@ struct TileKernel {
   void (*pack_query)(const float* q, int head_dim, float scale, void* packed);
   // Takes one tile into the segment state of rows [first_row, first_row + count).
   void (*walk)(const ItemRows& rows, int first_row, int count, const TilePair& tile);
+  // The same with rows.features, which may not be null.
+  void (*walk_featured)(const ItemRows& rows, int first_row, int count, const TilePair& tile);
   // Folds the segment state of `rows` rows (l: kSumLanes sums) into `total` (l: one sum) and sets it to the
   // identity.
   void (*fold)(const StateRows& total, const StateRows& segment, int rows, int v_width);

@@ -22,6 +22,7 @@
 // REQUIRES (speed only): FTZ and DAZ set, or products with tiny p run at half speed.
 #pragma once
 
+#include "attention/cpu/features.inc.h"
 #include "attention/cpu/tile_kernel.h"
 #include "attention/problem.h"
 #include "attention/softmax_state.h"
@@ -33,8 +34,6 @@ inline namespace TESSERA_SIMD_NAMESPACE {
 using namespace simd;
 
 inline constexpr float kLazyBound = 8.0f;
-// Far enough below kNoMaximum that 2^(kHidden - m) is 0 for every m >= kNoMaximum.
-inline constexpr float kHidden = -3e38f;
 inline constexpr int kRegisterRows = kLanes == 4 ? 4 : 6;
 // Vectors of columns. Few rows take more of them: twelve chains hide the latency of fma, six do not.
 constexpr int register_columns(int rows) {
@@ -194,20 +193,8 @@ TESSERA_VEC void multiply(const typename T::A* a, int64_t a_stride, const char* 
 struct Scratch {
   alignas(64) float scores[kRegisterRows * kKeyTile];  // and, in place, f32 probabilities
   uint16_t rounded[kRegisterRows * kKeyTile];          // bf16 probabilities
+  uint8_t dropout[kRegisterRows * kKeyTile];           // bytes that decide
 };
-
-// Scores that need more than a mask: soft cap, then ALiBi. scores [kKeyTile] of one row.
-TESSERA_VEC void transform_scores(float* scores, const ItemRows& rows, int row, int64_t first_key) {
-  for (int key = 0; key < kKeyTile; key += kLanes) {
-    F32 s = load(scores + key);
-    if (rows.softcap > 0) s = set1(rows.softcap) * tanh(s / set1(rows.softcap));
-    if (rows.slope != nullptr) {
-      const I32 distance = iota_i32() + set1_i32(static_cast<int32_t>(first_key) + key - rows.position[row]);
-      s = fnma(set1(rows.slope[row]), abs(to_f32(distance)), s);
-    }
-    store(scores + key, s);
-  }
-}
 
 // scores [kKeyTile] of one row -> probabilities; moves the row's m, l and o when it must.
 template <class T, bool kMasked>
@@ -262,7 +249,7 @@ TESSERA_VEC const uint16_t* probabilities(const Scratch& scratch, const uint16_t
 }
 
 // One register block of rows against one tile. k, v: the tiles in T's form; v_bytes: bytes of a step of V.
-template <class T, int count, bool kPrefetch>
+template <class T, int count, bool kPrefetch, bool kFeatured>
 __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const char* k, const char* v,
                                           const TilePair& tile, const Stream& stream) {
   bool whole = true;
@@ -290,10 +277,16 @@ __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const c
     float* scores = scratch.scores + r * kKeyTile;
     uint16_t* rounded = scratch.rounded + r * kKeyTile;
     if (rows.softcap > 0 || rows.slope != nullptr) transform_scores(scores, rows, row + r, tile.first_key);
+    if constexpr (kFeatured) mask_scores(scores, rows, row + r, tile.first_key);
     if (whole) {
       softmax_row<T, false>(scores, rounded, rows, row + r, tile.first_key);
     } else {
       softmax_row<T, true>(scores, rounded, rows, row + r, tile.first_key);
+    }
+  }
+  if constexpr (kFeatured) {
+    if (rows.features->dropout != nullptr) {
+      drop<count>(scratch.dropout, rows, row, tile.first_key, scratch.scores, scratch.rounded, T::kCoarse);
     }
   }
   // V rows past the last visible key may be anything; those before it that a row does not see have p = 0.
@@ -322,22 +315,23 @@ __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const c
   }
 }
 
-template <class T, bool kPrefetch>
+template <class T, bool kPrefetch, bool kFeatured>
 void walk_rows(const ItemRows& rows, int row, int count, const char* k, const char* v, const TilePair& tile,
                const Stream& stream) {
+  constexpr int kFive = kRegisterRows < 5 ? 1 : 5, kSix = kRegisterRows < 6 ? 1 : 6;
   switch (count) {
     case 1:
-      return walk_block<T, 1, kPrefetch>(rows, row, k, v, tile, stream);
+      return walk_block<T, 1, kPrefetch, kFeatured>(rows, row, k, v, tile, stream);
     case 2:
-      return walk_block<T, 2, kPrefetch>(rows, row, k, v, tile, stream);
+      return walk_block<T, 2, kPrefetch, kFeatured>(rows, row, k, v, tile, stream);
     case 3:
-      return walk_block<T, 3, kPrefetch>(rows, row, k, v, tile, stream);
+      return walk_block<T, 3, kPrefetch, kFeatured>(rows, row, k, v, tile, stream);
     case 4:
-      return walk_block<T, 4, kPrefetch>(rows, row, k, v, tile, stream);
+      return walk_block<T, 4, kPrefetch, kFeatured>(rows, row, k, v, tile, stream);
     case 5:
-      return walk_block < T, kRegisterRows < 5 ? 1 : 5, kPrefetch > (rows, row, k, v, tile, stream);
+      return walk_block<T, kFive, kPrefetch, kFeatured>(rows, row, k, v, tile, stream);
     case 6:
-      return walk_block < T, kRegisterRows < 6 ? 1 : 6, kPrefetch > (rows, row, k, v, tile, stream);
+      return walk_block<T, kSix, kPrefetch, kFeatured>(rows, row, k, v, tile, stream);
   }
 }
 
@@ -351,16 +345,16 @@ TESSERA_VEC void prefetch_part(const TilePair& tile, int64_t pair_bytes, int par
 
 // The first block of rows takes the tile from memory and prefetches just ahead of itself; the others find it
 // in cache and have time to bring the next one near, a part each.
-template <class T, bool kPrefetch>
+template <class T, bool kPrefetch, bool kFeatured>
 TESSERA_VEC void walk_tile(const ItemRows& rows, int first_row, int count, const char* k, const char* v,
                            const TilePair& tile, const Stream& stream, int64_t pair_bytes) {
   int done = count < kRegisterRows ? count : kRegisterRows;
-  walk_rows<T, kPrefetch>(rows, first_row, done, k, v, tile, stream);
+  walk_rows<T, kPrefetch, kFeatured>(rows, first_row, done, k, v, tile, stream);
   const int parts = (count - done + kRegisterRows - 1) / kRegisterRows;
   for (int part = 0; done < count; ++part) {
     if (tile.next != nullptr) prefetch_part(tile, pair_bytes, part, parts);
     const int block = count - done < kRegisterRows ? count - done : kRegisterRows;
-    walk_rows<T, false>(rows, first_row + done, block, k, v, tile, stream);
+    walk_rows<T, false, kFeatured>(rows, first_row + done, block, k, v, tile, stream);
     done += block;
   }
 }
@@ -406,7 +400,7 @@ TESSERA_VEC void unpack(const char* packed, int elements, int columns, float* wi
   }
 }
 
-template <class T>
+template <class T, bool kFeatured>
 void walk(const ItemRows& rows, int first_row, int count, const TilePair& tile) {
   const int64_t k_bytes = int64_t{4} * kKeyTile * rows.head_dim / T::kDepth;
   const int64_t v_bytes = int64_t{4} * kKeyTile * rows.v_width / T::kDepth;
@@ -421,12 +415,13 @@ void walk(const ItemRows& rows, int first_row, int count, const TilePair& tile) 
       float* wide_v = wide_k + int64_t{kKeyTile} * rows.head_dim;
       unpack(k, rows.head_dim, kKeyTile, wide_k);
       unpack(v, tile.valid, rows.v_width, wide_v);
-      walk_tile<MultiplyF32, false>(rows, first_row, count, reinterpret_cast<const char*>(wide_k),
-                                    reinterpret_cast<const char*>(wide_v), tile, stream, k_bytes + v_bytes);
+      walk_tile<MultiplyF32, false, kFeatured>(rows, first_row, count, reinterpret_cast<const char*>(wide_k),
+                                               reinterpret_cast<const char*>(wide_v), tile, stream,
+                                               k_bytes + v_bytes);
       return;
     }
   }
-  walk_tile<T, true>(rows, first_row, count, k, v, tile, stream, k_bytes + v_bytes);
+  walk_tile<T, !kFeatured, kFeatured>(rows, first_row, count, k, v, tile, stream, k_bytes + v_bytes);
 }
 
 inline void fold(const StateRows& total, const StateRows& segment, int rows, int v_width) {
@@ -457,8 +452,8 @@ inline void finish(const StateRows& total, int v_head_dim, float* out) {
 
 template <class T>
 constexpr TileKernel make_kernel(const char* name, simd::Isa isa, DType dtype) {
-  return {name,          isa,     dtype, query_bytes<T>, scratch_bytes<T>,
-          pack_query<T>, walk<T>, fold,  fold_part,      finish};
+  return {name,          isa,  dtype,     query_bytes<T>, scratch_bytes<T>, pack_query<T>, walk<T, false>,
+          walk<T, true>, fold, fold_part, finish};
 }
 
 }  // namespace TESSERA_SIMD_NAMESPACE

@@ -1,0 +1,151 @@
+#include "attention/dense_tiles.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "attention/cpu/row_kernels.h"
+#include "attention/pack_tile.h"
+#include "attention/registry.h"
+#include "attention/sequences.h"
+
+namespace tessera::attention {
+namespace {
+
+constexpr int kTileSlot = 1;
+constexpr int kWideSlot = 3;  // free until the plan runs
+
+// Whether a key may be in use and yet no row see it; without any of these the last row sees every key.
+bool may_hide_keys(const AttentionProblem& p) {
+  return p.mask.window_left >= 0 || p.mask.window_right >= 0 || p.leftpad_k != nullptr ||
+         p.mask.tensor.kind != MaskKind::none || p.mask.ancestors.tree_keys > 0;
+}
+
+bool mask_shows(const AttentionProblem& p, int64_t batch, int64_t head, int64_t row, int64_t key) {
+  const MaskTensor& mask = p.mask.tensor;
+  const int64_t at =
+      batch * mask.batch_stride + head * mask.head_stride + row * mask.row_stride + key * mask.key_stride;
+  if (mask.kind == MaskKind::boolean) return static_cast<const uint8_t*>(mask.data)[at] != 0;
+  float value;
+  if (mask.dtype == DType::f32) {
+    value = static_cast<const float*>(mask.data)[at];
+  } else {
+    const uint16_t bits = static_cast<const uint16_t*>(mask.data)[at];
+    value = mask.dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+  }
+  return !(value < kHidingMask);
+}
+
+// Rule 2 of tessera/attention.h for any row of the heads of one kv head.
+bool any_row_sees(const AttentionProblem& p, const SequenceView& s, int64_t batch, int64_t kv_head,
+                  int64_t key) {
+  if (key < s.leftpad) return false;
+  const Ancestors& tree = p.mask.ancestors;
+  const int64_t tree_first = s.keys - tree.tree_keys, words = (tree.tree_keys + 63) / 64;
+  const int64_t group = p.heads / p.kv_heads;
+  for (int64_t row = 0; row < s.rows; ++row) {
+    int64_t i = row + s.keys - s.rows;
+    if (tree.tree_keys > 0 && tree.depth != nullptr) {
+      i = tree_first + tree.depth[batch * tree.tree_keys + i - tree_first];
+    }
+    if (key >= tree_first && tree.tree_keys > 0) {
+      const int64_t node = key - tree_first;
+      if ((tree.bits[(batch * p.seqlen_q + row) * words + node / 64] >> (node % 64) & 1) == 0) continue;
+    } else if ((p.mask.causal && key > i) || (p.mask.window_left >= 0 && key < i - p.mask.window_left) ||
+               (p.mask.window_right >= 0 && key > i + p.mask.window_right)) {
+      continue;
+    }
+    if (p.mask.tensor.kind == MaskKind::none) return true;
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      if (mask_shows(p, batch, head, row, key)) return true;
+    }
+  }
+  return false;
+}
+
+// Of a row of V: f32, f16 or bf16, told apart by the bits of the exponent.
+template <typename Word, Word exponent>
+bool finite(const char* row, int count) {
+  bool all = true;
+  for (int d = 0; d < count; ++d) {
+    Word word;
+    std::memcpy(&word, row + d * static_cast<int64_t>(sizeof word), sizeof word);
+    all &= (word & exponent) != exponent;
+  }
+  return all;
+}
+
+bool finite_row(DType dtype, const char* row, int count) {
+  if (dtype == DType::f32) return finite<uint32_t, 0x7f800000u>(row, count);
+  if (dtype == DType::f16) return finite<uint16_t, 0x7c00u>(row, count);
+  return finite<uint16_t, 0x7f80u>(row, count);
+}
+
+void clear_v_row(const KvFormat& format, int key, char* pair) {
+  char* v = pair + format.k_tile_bytes();
+  for (int d = 0; d < format.v_head_dim; ++d) {
+    if (format.dtype == DType::f32) {
+      std::memset(v + (int64_t{key} * format.v_width() + d) * 4, 0, 4);
+    } else {
+      std::memset(v + ((int64_t{key / 2} * format.v_width() + d) * 2 + key % 2) * 2, 0, 2);
+    }
+  }
+}
+
+}  // namespace
+
+DenseTiles::DenseTiles(Context& context, const AttentionProblem& p, const Strided<const void*>& k,
+                       const Strided<const void*>& v) {
+  first_block_.push_back(0);
+  for (int64_t batch = 0; batch < p.batch; ++batch) {
+    first_block_.push_back(first_block_.back() + (sequence_of(p, batch).keys + kKeyTile - 1) / kKeyTile);
+  }
+  blocks_.resize(static_cast<size_t>(first_block_.back()));
+  std::iota(blocks_.begin(), blocks_.end(), 0);
+  const int64_t blocks = first_block_.back();
+  const KvFormat format{tile_dtype(p.dtype), p.kv_heads, p.head_dim, p.v_head_dim, kKeyTile};
+  void* memory = context.workspace(0).get(kTileSlot, static_cast<size_t>(format.bytes_per_block(1) * blocks));
+  storage_ = KvStorage::over(format, 1, static_cast<int>(blocks), memory);
+
+  const int64_t element = info(p.dtype).block_bytes;
+  const bool widen = p.dtype != format.dtype, check = may_hide_keys(p);
+  const RowKernels& rows = row_kernels();
+  const auto pack = [&](int64_t block, int64_t head, float* wide) {
+    const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), block);
+    const int64_t batch = after - first_block_.begin() - 1;
+    const SequenceView s = sequence_of(p, batch);
+    const int64_t first = (block - after[-1]) * kKeyTile;
+    const int count = static_cast<int>(std::min<int64_t>(kKeyTile, s.keys - first));
+    const auto at = [&](const Strided<const void*>& t) {
+      return static_cast<const char*>(t.data) +
+             (s.batch_axis * t.batch_stride + (s.first_key + first) * t.row_stride + head * t.head_stride) *
+                 element;
+    };
+    const char *from_k = at(k), *from_v = at(v);
+    int64_t k_bytes = k.row_stride * element, v_bytes = v.row_stride * element;
+    char* pair = storage_.mutable_pair(0, static_cast<int>(block), static_cast<int>(head));
+    if (widen) {
+      float* wide_v = wide + int64_t{kKeyTile} * p.head_dim;
+      for (int key = 0; key < count; ++key) {
+        rows.widen(p.dtype, from_k + key * k_bytes, p.head_dim, wide + int64_t{key} * p.head_dim);
+        rows.widen(p.dtype, from_v + key * v_bytes, p.v_head_dim, wide_v + int64_t{key} * p.v_head_dim);
+      }
+      pack_tile(format, reinterpret_cast<const char*>(wide), int64_t{p.head_dim} * 4,
+                reinterpret_cast<const char*>(wide_v), int64_t{p.v_head_dim} * 4, count, pair);
+    } else {
+      pack_tile(format, from_k, k_bytes, from_v, v_bytes, count, pair);
+    }
+    for (int key = 0; check && key < count; ++key) {
+      if (finite_row(p.dtype, from_v + key * v_bytes, p.v_head_dim)) continue;
+      if (!any_row_sees(p, s, batch, head, first + key)) clear_v_row(format, key, pair);
+    }
+  };
+  context.pool.parallel_for(blocks * p.kv_heads, 4, [&](int64_t begin, int64_t end, int worker) {
+    const size_t bytes =
+        widen ? sizeof(float) * kKeyTile * static_cast<size_t>(p.head_dim + p.v_head_dim) : 0;
+    float* wide = widen ? static_cast<float*>(context.workspace(worker).get(kWideSlot, bytes)) : nullptr;
+    for (int64_t i = begin; i < end; ++i) pack(i / p.kv_heads, i % p.kv_heads, wide);
+  });
+}
+
+}  // namespace tessera::attention

@@ -1,0 +1,392 @@
+#include "attention/plan_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "attention/cpu/flush_subnormals.h"
+#include "attention/cpu/row_kernels.h"
+#include "attention/dropout.h"
+#include "attention/registry.h"
+#include "attention/sequences.h"
+#include "core/check.h"
+
+namespace tessera::attention {
+namespace {
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+constexpr int kPartialSlot = 2;
+constexpr int kScratchSlot = 3;
+
+int64_t align64(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+MaskForm mask_form(const MaskTensor& mask) {
+  if (mask.kind == MaskKind::none) return MaskForm::none;
+  if (mask.kind == MaskKind::boolean) return MaskForm::boolean;
+  return mask.dtype == DType::f32 ? MaskForm::f32 : mask.dtype == DType::f16 ? MaskForm::f16 : MaskForm::bf16;
+}
+
+constexpr uint32_t kElementFeatures = kMaskTensor | kAncestors | kDropout;
+
+}  // namespace
+
+// One worker's memory for up to so many rows.
+struct PlanRunner::Scratch {
+  char* q;
+  StateRows segment, total;
+  float* slope;
+  RowFeatures* features;
+  const void** mask;
+  const uint64_t** ancestors;
+  DropoutRow* dropout;
+  void* kernel;
+};
+
+PlanRunner::PlanRunner(Context& context, const AttentionProblem& problem, const KvStorage& storage, int layer,
+                       const WorkPlan& plan, const RowsIo& io)
+    : context_(context),
+      problem_(problem),
+      storage_(storage),
+      layer_(layer),
+      plan_(plan),
+      io_(io),
+      kernel_(*plan.kernel_),
+      convert_(row_kernels()),
+      group_(plan.heads_ / plan.kv_heads_),
+      v_width_(storage.format().v_width()),
+      featured_((wanted_features(problem) & kElementFeatures) != 0),
+      dropout_(dropout_key(problem.dropout)) {
+  const KvFormat& format = storage.format();
+  TESSERA_CHECK(problem.heads == plan.heads_ && problem.kv_heads == plan.kv_heads_ &&
+                problem.head_dim == plan.head_dim_ && problem.dtype == plan.dtype_);
+  TESSERA_CHECK(problem.mask.causal == plan.mask_.causal &&
+                problem.mask.window_left == plan.mask_.window_left &&
+                problem.mask.window_right == plan.mask_.window_right);
+  TESSERA_CHECK(format.dtype == problem.dtype && format.kv_heads == problem.kv_heads &&
+                format.head_dim == problem.head_dim && format.v_head_dim == problem.v_head_dim);
+  TESSERA_CHECK(layer >= 0 && layer < storage.layers());
+  TESSERA_CHECK(kernel_.dtype == format.dtype);
+}
+
+PlanRunner::Scratch PlanRunner::scratch_of(int worker, int64_t rows) const {
+  const int64_t q = align64(rows * kernel_.query_bytes(problem_.head_dim));
+  const int64_t o = align64(rows * v_width_ * 4), l = align64(rows * kSumLanes * 4), one = align64(rows * 4);
+  const int64_t kernel = align64(kernel_.scratch_bytes(problem_.head_dim, v_width_));
+  const int64_t pointers = featured_ ? align64(rows * 8) : 0;
+  const int64_t drops = featured_ ? align64(rows * static_cast<int64_t>(sizeof(DropoutRow))) : 0;
+  const int64_t features = align64(sizeof(RowFeatures));
+  const int64_t bytes = q + 2 * o + l + 4 * one + kernel + features + 2 * pointers + drops;
+  char* at = static_cast<char*>(context_.workspace(worker).get(kScratchSlot, static_cast<size_t>(bytes)));
+  const auto take = [&](int64_t size) {
+    char* taken = at;
+    at += size;
+    return taken;
+  };
+  Scratch scratch;
+  scratch.kernel = take(kernel);
+  scratch.q = take(q);
+  scratch.segment.o = reinterpret_cast<float*>(take(o));
+  scratch.segment.l = reinterpret_cast<float*>(take(l));
+  scratch.segment.m = reinterpret_cast<float*>(take(one));
+  scratch.total.o = reinterpret_cast<float*>(take(o));
+  scratch.total.l = reinterpret_cast<float*>(take(one));
+  scratch.total.m = reinterpret_cast<float*>(take(one));
+  scratch.slope = reinterpret_cast<float*>(take(one));
+  scratch.features = reinterpret_cast<RowFeatures*>(take(features));
+  scratch.mask = reinterpret_cast<const void**>(take(pointers));
+  scratch.ancestors = reinterpret_cast<const uint64_t**>(take(pointers));
+  scratch.dropout = reinterpret_cast<DropoutRow*>(take(drops));
+  return scratch;
+}
+
+PlanRunner::Place PlanRunner::place_of(int32_t row) const {
+  const int64_t batch_row = plan_.batch_row_[static_cast<size_t>(row)];
+  if (io_.cu_seqlens_q == nullptr) return {batch_row / io_.seqlen, batch_row % io_.seqlen};
+  // The last sequence that begins at the row or before: those of length 0 come before it.
+  const int32_t* after = std::upper_bound(io_.cu_seqlens_q, io_.cu_seqlens_q + io_.sequences, batch_row);
+  return {after - io_.cu_seqlens_q - 1, batch_row - after[-1]};
+}
+
+StateRows PlanRunner::partial(int kv_head, int32_t row) const {
+  const int64_t rows = plan_.partials_;
+  float* m = partials_ + int64_t{kv_head} * rows * (v_width_ + 2);
+  return {m + row, m + rows + row, m + 2 * rows + int64_t{row} * v_width_};
+}
+
+void PlanRunner::pack_row(int32_t row, int kv_head, void* packed) const {
+  const int64_t batch_row = plan_.batch_row_[static_cast<size_t>(row)];
+  const int64_t head = int64_t{kv_head} * group_ + row % group_;
+  const int64_t at = batch_row / io_.seqlen * io_.q_batch_stride + batch_row % io_.seqlen * io_.q_row_stride +
+                     head * io_.q_head_stride;
+  const float scale = static_cast<float>(problem_.scale * kLog2e);
+  if (io_.dtype == DType::f32) {
+    kernel_.pack_query(static_cast<const float*>(io_.q) + at, problem_.head_dim, scale, packed);
+    return;
+  }
+  float wide[256];
+  convert_.widen(io_.dtype, static_cast<const uint16_t*>(io_.q) + at, problem_.head_dim, wide);
+  kernel_.pack_query(wide, problem_.head_dim, scale, packed);
+}
+
+void PlanRunner::write_row(int32_t row, int kv_head, const StateRows& total) const {
+  const int64_t batch_row = plan_.batch_row_[static_cast<size_t>(row)];
+  const int64_t batch = batch_row / io_.seqlen, token = batch_row % io_.seqlen;
+  const int64_t head = int64_t{kv_head} * group_ + row % group_;
+  const int64_t at = batch * io_.o_batch_stride + token * io_.o_row_stride + head * io_.o_head_stride;
+  const float keep = problem_.dropout.p > 0 ? problem_.dropout.scale() : 1.0f;
+  if (io_.dtype == DType::f32 && keep == 1.0f) {
+    kernel_.finish(total, problem_.v_head_dim, static_cast<float*>(io_.o) + at);
+  } else {
+    float wide[256];
+    kernel_.finish(total, problem_.v_head_dim, wide);
+    for (int d = 0; keep != 1.0f && d < problem_.v_head_dim; ++d) wide[d] *= keep;
+    if (io_.dtype == DType::f32) {
+      std::memcpy(static_cast<float*>(io_.o) + at, wide,
+                  sizeof(float) * static_cast<size_t>(problem_.v_head_dim));
+    } else {
+      convert_.narrow(io_.dtype, wide, problem_.v_head_dim, static_cast<uint16_t*>(io_.o) + at);
+    }
+  }
+  if (io_.lse != nullptr) {
+    const double l = *total.l;
+    io_.lse[(batch * problem_.heads + head) * io_.seqlen + token] =
+        l == 0 ? -INFINITY : static_cast<float>(*total.m * kLn2 + std::log(l));
+  }
+}
+
+// The pair that unit (item, kv head) number `unit` begins with, or null: what follows is worth prefetching
+// even when another worker takes it.
+const char* PlanRunner::first_pair(int64_t unit) const {
+  const size_t index = static_cast<size_t>(unit / plan_.kv_heads_);
+  if (index >= plan_.items_.size() || plan_.items_[index].steps == 0) return nullptr;
+  const WorkPlan::Step& step = plan_.steps_[static_cast<size_t>(plan_.items_[index].first_step)];
+  return storage_.pair(layer_, step.block, static_cast<int>(unit % plan_.kv_heads_));
+}
+
+void PlanRunner::clear(const StateRows& state, int32_t rows, int sums) const {
+  for (int32_t row = 0; row < rows; ++row) state.m[row] = kNoMaximum;
+  std::memset(state.l, 0, sizeof(float) * static_cast<size_t>(rows) * static_cast<size_t>(sums));
+  std::memset(state.o, 0, sizeof(float) * static_cast<size_t>(rows) * static_cast<size_t>(v_width_));
+}
+
+void PlanRunner::start_features(int32_t first_row, int32_t rows, int kv_head, const Scratch& scratch) const {
+  const MaskTensor& mask = problem_.mask.tensor;
+  const Ancestors& tree = problem_.mask.ancestors;
+  const Place first = place_of(first_row);
+  TESSERA_CHECK(place_of(first_row + rows - 1).sequence == first.sequence);
+  const SequenceView sequence = sequence_of(problem_, first.sequence);
+  RowFeatures& f = *scratch.features;
+  f = {};
+  f.mask_form = mask_form(mask);
+  f.mask = scratch.mask;
+  f.mask_stride = mask.key_stride;
+  f.keys = sequence.keys;
+  f.tree_keys = tree.tree_keys;
+  f.tree_first = sequence.keys - tree.tree_keys;
+  f.ancestors = scratch.ancestors;
+  if (tree.depth != nullptr) f.depth = tree.depth + first.sequence * tree.tree_keys;
+  if (problem_.dropout.p > 0) f.dropout = scratch.dropout;
+  f.dropout_key = dropout_;
+  const int64_t element = f.mask_form == MaskForm::boolean ? 1 : f.mask_form == MaskForm::f32 ? 4 : 2;
+  const int64_t words = (tree.tree_keys + 63) / 64;
+  for (int32_t i = 0; i < rows; ++i) {
+    const Place place = place_of(first_row + i);
+    const int64_t head = int64_t{kv_head} * group_ + (first_row + i) % group_;
+    if (f.mask_form != MaskForm::none) {
+      scratch.mask[i] =
+          static_cast<const char*>(mask.data) +
+          (place.sequence * mask.batch_stride + head * mask.head_stride + place.row * mask.row_stride) *
+              element;
+    }
+    if (tree.tree_keys > 0) {
+      scratch.ancestors[i] = tree.bits + (place.sequence * problem_.seqlen_q + place.row) * words;
+    }
+    scratch.dropout[i] = {static_cast<uint32_t>(place.sequence), static_cast<uint32_t>(head),
+                          static_cast<uint32_t>(place.row)};
+  }
+}
+
+// Packs q of the rows and names what the kernel reads of them. The segment state is scratch's, cleared.
+ItemRows PlanRunner::start_rows(int32_t first_row, int32_t rows, int kv_head, const Scratch& scratch) const {
+  const int64_t query_bytes = kernel_.query_bytes(problem_.head_dim);
+  clear(scratch.segment, rows, kSumLanes);
+  for (int32_t row = 0; row < rows; ++row) {
+    pack_row(first_row + row, kv_head, scratch.q + row * query_bytes);
+    if (problem_.alibi_slopes != nullptr) {
+      int64_t at = int64_t{kv_head} * group_ + (first_row + row) % group_;
+      if (problem_.alibi_batch_stride > 0)
+        at += place_of(first_row + row).sequence * problem_.alibi_batch_stride;
+      scratch.slope[row] = static_cast<float>(problem_.alibi_slopes[at] * kLog2e);
+    }
+  }
+  ItemRows item{};
+  item.head_dim = problem_.head_dim;
+  item.v_width = v_width_;
+  item.q = scratch.q;
+  item.first_key = plan_.first_key_.data() + first_row;
+  item.end_key = plan_.end_key_.data() + first_row;
+  item.position = plan_.position_.data() + first_row;
+  item.slope = problem_.alibi_slopes != nullptr ? scratch.slope : nullptr;
+  item.softcap = static_cast<float>(problem_.softcap * kLog2e);
+  item.segment = scratch.segment;
+  item.scratch = scratch.kernel;
+  if (featured_) {
+    start_features(first_row, rows, kv_head, scratch);
+    item.features = scratch.features;
+  }
+  return item;
+}
+
+bool PlanRunner::segment_ends(const WorkPlan::Item& item, int32_t step) const {
+  const WorkPlan::Step* steps = plan_.steps_.data() + item.first_step;
+  return step + 1 == item.steps ||
+         steps[step + 1].tile / plan_.tiles_per_segment_ != steps[step].tile / plan_.tiles_per_segment_;
+}
+
+void PlanRunner::run_item(int64_t unit, const Scratch& scratch) {
+  const WorkPlan::Item& item = plan_.items_[static_cast<size_t>(unit / plan_.kv_heads_)];
+  const int kv_head = static_cast<int>(unit % plan_.kv_heads_);
+  const StateRows total = item.partial < 0 ? scratch.total : partial(kv_head, item.partial);
+  clear(total, item.rows, 1);
+  const ItemRows rows = start_rows(item.first_row, item.rows, kv_head, scratch);
+  const auto walk = featured_ ? kernel_.walk_featured : kernel_.walk;
+
+  uint64_t shared = 0;
+  const WorkPlan::Step* steps = plan_.steps_.data() + item.first_step;
+  for (int32_t i = 0; i < item.steps; ++i) {
+    const WorkPlan::Step& step = steps[i];
+    TilePair tile{};
+    tile.data = storage_.pair(layer_, step.block, kv_head);
+    tile.next =
+        i + 1 < item.steps ? storage_.pair(layer_, steps[i + 1].block, kv_head) : first_pair(unit + 1);
+    tile.first_key = int64_t{step.tile} * kKeyTile;
+    tile.valid = step.valid;
+    walk(rows, step.first_row, step.rows, tile);
+    shared += step.sequences > 1;
+    if (segment_ends(item, i)) kernel_.fold(total, scratch.segment, item.rows, v_width_);
+  }
+  plan_.reads_->all.fetch_add(static_cast<uint64_t>(item.steps), std::memory_order_relaxed);
+  plan_.reads_->shared.fetch_add(shared, std::memory_order_relaxed);
+  if (item.partial >= 0) return;
+  for (int32_t row = 0; row < item.rows; ++row) {
+    write_row(item.first_row + row, kv_head,
+              {total.m + row, total.l + row, total.o + int64_t{row} * v_width_});
+  }
+}
+
+// Items of one sequence in order of their rows, which follow each other.
+void PlanRunner::run_sequence(const WorkPlan::Item* items, size_t count, int kv_head,
+                              const Scratch& scratch) {
+  const int32_t first_row = items[0].first_row;
+  const int32_t row_count = items[count - 1].first_row + items[count - 1].rows - first_row;
+  const auto state_at = [&](const StateRows& state, int32_t row, int sums) {
+    return StateRows{state.m + row, state.l + int64_t{row} * sums, state.o + int64_t{row} * v_width_};
+  };
+  clear(scratch.total, row_count, 1);
+  const ItemRows rows = start_rows(first_row, row_count, kv_head, scratch);
+  const auto walk = featured_ ? kernel_.walk_featured : kernel_.walk;
+  std::vector<int32_t> next(count, 0);  // step of each item
+  uint64_t reads = 0;
+  for (;;) {
+    int32_t tile = INT32_MAX;
+    for (size_t i = 0; i < count; ++i) {
+      if (next[i] < items[i].steps) {
+        tile = std::min(tile, plan_.steps_[static_cast<size_t>(items[i].first_step + next[i])].tile);
+      }
+    }
+    if (tile == INT32_MAX) break;
+    for (size_t i = 0; i < count; ++i) {
+      const WorkPlan::Item& item = items[i];
+      if (next[i] == item.steps) continue;
+      const WorkPlan::Step& step = plan_.steps_[static_cast<size_t>(item.first_step + next[i])];
+      if (step.tile != tile) continue;
+      TilePair pair{};
+      pair.data = storage_.pair(layer_, step.block, kv_head);
+      pair.first_key = int64_t{tile} * kKeyTile;
+      pair.valid = step.valid;
+      const int32_t at = item.first_row - first_row;
+      walk(rows, at + step.first_row, step.rows, pair);
+      ++reads;
+      if (segment_ends(item, next[i]++)) {
+        kernel_.fold(state_at(scratch.total, at, 1), state_at(scratch.segment, at, kSumLanes), item.rows,
+                     v_width_);
+      }
+    }
+  }
+  plan_.reads_->all.fetch_add(reads, std::memory_order_relaxed);
+  for (int32_t row = 0; row < row_count; ++row) {
+    write_row(first_row + row, kv_head, state_at(scratch.total, row, 1));
+  }
+}
+
+void PlanRunner::run_keys_outside() {
+  TESSERA_CHECK(plan_.partials_ == 0);
+  std::vector<WorkPlan::Item> items = plan_.items_;
+  std::sort(items.begin(), items.end(),
+            [](const WorkPlan::Item& a, const WorkPlan::Item& b) { return a.first_row < b.first_row; });
+  std::vector<size_t> starts;  // of each sequence's items
+  int64_t most_rows = 0, rows = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (i == 0 || place_of(items[i].first_row).sequence != place_of(items[i - 1].first_row).sequence) {
+      starts.push_back(i);
+      rows = 0;
+    }
+    rows += items[i].rows;
+    most_rows = std::max(most_rows, rows);
+  }
+  const int64_t kv_heads = plan_.kv_heads_, sequences = static_cast<int64_t>(starts.size());
+  starts.push_back(items.size());
+  context_.pool.parallel_for(sequences * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
+    const FlushSubnormals flush;
+    const Scratch scratch = scratch_of(worker, most_rows);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const size_t first = starts[static_cast<size_t>(unit / kv_heads)];
+      run_sequence(items.data() + first, starts[static_cast<size_t>(unit / kv_heads) + 1] - first,
+                   static_cast<int>(unit % kv_heads), scratch);
+    }
+  });
+}
+
+void PlanRunner::fold_split_token(const WorkPlan::SplitToken& token, int kv_head, const Scratch& scratch) {
+  const StateRows total = scratch.total;
+  for (int g = 0; g < group_; ++g) {
+    *total.m = kNoMaximum;
+    *total.l = 0;
+    std::memset(total.o, 0, sizeof(float) * static_cast<size_t>(v_width_));
+    for (int32_t i = 0; i < token.partials; ++i) {
+      const int32_t row = plan_.partial_rows_[static_cast<size_t>(token.first_partial + i)] + g;
+      kernel_.fold_part(total, partial(kv_head, row), v_width_);
+    }
+    write_row(token.first_row + g, kv_head, total);
+  }
+}
+
+void PlanRunner::run() {
+  const int64_t kv_heads = plan_.kv_heads_;
+  if (plan_.partials_ > 0) {
+    const int64_t bytes = kv_heads * plan_.partials_ * (v_width_ + 2) * 4;
+    partials_ = static_cast<float*>(context_.workspace(0).get(kPartialSlot, static_cast<size_t>(bytes)));
+  }
+  const auto run_items = [&](int64_t begin, int64_t end, int worker) {
+    const FlushSubnormals flush;
+    const Scratch scratch = scratch_of(worker, plan_.most_rows_);
+    for (int64_t unit = begin; unit < end; ++unit) run_item(unit, scratch);
+  };
+  context_.pool.parallel_for(static_cast<int64_t>(plan_.items_.size()) * kv_heads, 1, run_items);
+  if (plan_.split_tokens_.empty()) return;
+  const auto fold_tokens = [&](int64_t begin, int64_t end, int worker) {
+    const FlushSubnormals flush;
+    const Scratch scratch = scratch_of(worker, plan_.most_rows_);
+    for (int64_t i = begin; i < end; ++i) {
+      fold_split_token(plan_.split_tokens_[static_cast<size_t>(i / kv_heads)], static_cast<int>(i % kv_heads),
+                       scratch);
+    }
+  };
+  context_.pool.parallel_for(static_cast<int64_t>(plan_.split_tokens_.size()) * kv_heads, 8, fold_tokens);
+}
+
+}  // namespace tessera::attention
