@@ -1,5 +1,6 @@
 #include "attention/registry.h"
 
+#include "attention/backward_registry.h"
 #include "attention/cpu/kernels.h"
 #include "core/format.h"
 
@@ -144,7 +145,7 @@ std::string explain(const AttentionProblem& problem, Kind kind) {
 
 std::string explain(const AttentionProblem& problem, Pass pass) {
   if (pass == Pass::forward) return explain(problem, Kind::dense);
-  return "no kernel of this build computes gradients\n";
+  return explain_backward(problem);
 }
 
 }  // namespace tessera::attention
