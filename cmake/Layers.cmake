@@ -1,24 +1,31 @@
-# tessera_layer(NAME DEPS layer... LIBS third-party...)
-#   One static library for src/NAME. Sources are every .cc under it; what it may include is DEPS
-#   (tests/architecture checks the same arrows on the text of the includes).
-#   Files under cpu/ named *_ISA.cc (scalar, avx2, avx512, avx512bf16) get that ISA's flags.
-function(tessera_layer name)
-  cmake_parse_arguments(L "" "" "DEPS;LIBS" ${ARGN})
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
-  if(sources)
-    add_library(tessera_${name} STATIC ${sources})
+# tessera_library(NAME SOURCES file... DEPS layer... LIBS third-party...)
+#   The static library tessera::NAME (an interface library without sources), whose users see src/ and include/.
+function(tessera_library name)
+  cmake_parse_arguments(L "" "" "SOURCES;DEPS;LIBS" ${ARGN})
+  if(L_SOURCES)
+    add_library(tessera_${name} STATIC ${L_SOURCES})
     set(scope PUBLIC)
   else()
     add_library(tessera_${name} INTERFACE)
     set(scope INTERFACE)
   endif()
   add_library(tessera::${name} ALIAS tessera_${name})
-  target_include_directories(tessera_${name} ${scope} ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
+  target_include_directories(tessera_${name} ${scope} $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
   foreach(dep ${L_DEPS})
-    target_link_libraries(tessera_${name} ${scope} tessera::${dep})
+    target_link_libraries(tessera_${name} ${scope} tessera_${dep})
   endforeach()
   target_link_libraries(tessera_${name} ${scope} ${L_LIBS} Threads::Threads)
-  tessera_isa_flags("${sources}")
+  tessera_isa_flags("${L_SOURCES}")
+endfunction()
+
+# tessera_layer(NAME DEPS layer... LIBS third-party...)
+#   The library of src/NAME, of every .cc under it; what it may include is DEPS (tests/architecture checks the
+#   same arrows on the text of the includes).
+#   Files under cpu/ named *_ISA.cc (scalar, avx2, avx512, avx512bf16) get that ISA's flags.
+function(tessera_layer name)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  tessera_library(${name} SOURCES ${sources} ${ARGN})
 endfunction()
 
 # -fno-tree-vectorize: vector code is written out, and the compiler must not pick its own order of additions

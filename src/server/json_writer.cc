@@ -1,5 +1,7 @@
 #include "server/json_writer.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "core/format.h"

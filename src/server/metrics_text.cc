@@ -1,5 +1,6 @@
 #include "server/metrics_text.h"
 
+#include <fmt/format.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
