@@ -24,6 +24,7 @@
 #include "attention/cpu/backward_kernel.h"
 #include "attention/cpu/flush_subnormals.h"
 #include "attention/dropout.h"
+#include "attention/sequences.h"
 #include "core/check.h"
 #include "core/context.h"
 #include "core/format.h"
@@ -63,11 +64,9 @@ bool finite(const char* row, DType dtype, int n) {
   return true;
 }
 
-// One sequence of the batch, and its blocks of stacked rows (row-major, a row's heads of the group adjacent).
-struct Sequence {
+// A sequence and its blocks of stacked rows (row-major, a row's heads of the group adjacent).
+struct Sequence : SequenceView {
   int64_t batch;
-  int64_t first_row, rows;  // first_row: in q, where that has no batch axis
-  int64_t first_key, length, keys, leftpad;
   int64_t first_block, blocks;  // of one kv head; first_block counts all sequences'
 };
 
@@ -79,8 +78,8 @@ struct Keys {
 // The arrays of a block that a kernel reads.
 struct BlockArrays {
   BackwardRows rows{};
-  int32_t first_key[kMostBlockRows], end_key[kMostBlockRows], position[kMostBlockRows], token[kMostBlockRows],
-      head[kMostBlockRows];
+  int32_t first_key[kMostBlockRows], end_key[kMostBlockRows], position[kMostBlockRows];
+  DropoutRow dropout[kMostBlockRows];
   float slope[kMostBlockRows];
   const void* mask_row[kMostBlockRows];
   const void* q[kMostBlockRows];
@@ -129,8 +128,8 @@ class BackwardRun {
   const int group_;
   const int64_t element_;
   BackwardShape shape_{};
+  const TensorAxes axes_;
   DropoutKey dropout_;
-  int64_t all_rows_ = 0;  // of q, where it has no batch axis
   std::vector<Sequence> sequences_;
   std::vector<Item> items_;                        // rising by segment
   int64_t blocks_ = 0;                             // of one kv head, all sequences'
@@ -148,6 +147,7 @@ BackwardRun::BackwardRun(Context& context, const AttentionProblem& problem, cons
       kernel_(kernel),
       group_(problem.heads / problem.kv_heads),
       element_(info(problem.dtype).block_bytes),
+      axes_(tensor_axes(problem)),
       dropout_(dropout_key(problem.dropout)) {
   TESSERA_CHECK(kernel.block_rows <= kMostBlockRows);
   shape_.head_dim = problem.head_dim;
@@ -168,19 +168,7 @@ BackwardRun::BackwardRun(Context& context, const AttentionProblem& problem, cons
 
   int64_t most_segments = 0;
   for (int64_t b = 0; b < problem.batch; ++b) {
-    Sequence s{};
-    s.batch = b;
-    s.rows = problem.seqlen_q;
-    s.length = problem.seqlen_k;
-    if (problem.cu_seqlens_q != nullptr) {
-      s.first_row = problem.cu_seqlens_q[b];
-      s.rows = problem.cu_seqlens_q[b + 1] - s.first_row;
-      s.first_key = problem.cu_seqlens_k[b];
-      s.length = problem.cu_seqlens_k[b + 1] - s.first_key;
-      all_rows_ = problem.cu_seqlens_q[b + 1];
-    }
-    s.keys = problem.seqused_k != nullptr ? problem.seqused_k[b] : s.length;
-    s.leftpad = problem.leftpad_k != nullptr ? problem.leftpad_k[b] : 0;
+    Sequence s{sequence_of(problem, b), b, 0, 0};
     s.first_block = blocks_;
     s.blocks = (s.rows * group_ + kernel.block_rows - 1) / kernel.block_rows;
     blocks_ += s.blocks;
@@ -244,9 +232,7 @@ void BackwardRun::prepare_rows(int64_t begin, int64_t end) {
         const int64_t stacked = block * kernel_.block_rows + r, row = stacked / group_;
         if (row >= s.rows || row_keys(s, row).none()) continue;
         const int64_t head = kv_head * group_ + stacked % group_;
-        const float given = problem_.cu_seqlens_q != nullptr
-                                ? t_.lse[head * all_rows_ + s.first_row + row]
-                                : t_.lse[(s.batch * problem_.heads + head) * s.rows + row];
+        const float given = t_.lse[(s.batch_axis * problem_.heads + head) * axes_.rows + s.first_row + row];
         if (given == -INFINITY) continue;
         lse = static_cast<float>(given * kLog2e);
         delta = kernel_.row_delta(shape_, at(t_.o, s, s.first_row, row, head),
@@ -267,9 +253,7 @@ void BackwardRun::fill(const Sequence& s, int kv_head, int64_t block, BlockArray
   rows.position = arrays.position;
   rows.slope = arrays.slope;
   rows.mask_row = arrays.mask_row;
-  rows.token = arrays.token;
-  rows.head = arrays.head;
-  rows.batch = static_cast<int32_t>(s.batch);
+  rows.dropout = arrays.dropout;
   for (int r = 0; r < kernel_.block_rows; ++r) {
     if (r >= rows.rows) {
       arrays.first_key[r] = arrays.end_key[r] = arrays.end_key[rows.rows - 1];
@@ -285,8 +269,8 @@ void BackwardRun::fill(const Sequence& s, int kv_head, int64_t block, BlockArray
     arrays.dq[r] = at(t_.dq, s, s.first_row, row, head);
     if (shape_.plain) continue;
     arrays.position[r] = static_cast<int32_t>(row + s.keys - s.rows);
-    arrays.token[r] = static_cast<int32_t>(row);
-    arrays.head[r] = static_cast<int32_t>(head);
+    arrays.dropout[r] = {static_cast<uint32_t>(s.batch), static_cast<uint32_t>(head),
+                         static_cast<uint32_t>(row)};
     if (shape_.alibi) {
       arrays.slope[r] = problem_.alibi_slopes[s.batch * problem_.alibi_batch_stride + head];
     }
@@ -456,9 +440,27 @@ void BackwardRun::run() {
   context_.pool.run(work);
 }
 
-Status refuse_null(const void* data, const char* field, int64_t elements) {
-  if (data != nullptr || elements == 0) return {};
-  return invalid_argument(format("{} is null but has {} elements", field, elements), field);
+Status check_tensors(const AttentionProblem& p, const BackwardTensors& t) {
+  const TensorAxes axes = tensor_axes(p);
+  const auto q = [&](const char* field, const auto& tensor, int dim) {
+    return check_tensor(field, tensor, axes.batches, axes.rows, p.heads, dim, p.dtype);
+  };
+  const auto kv = [&](const char* field, const auto& tensor, int dim) {
+    return check_tensor(field, tensor, axes.batches, axes.keys, p.kv_heads, dim, p.dtype);
+  };
+  TESSERA_RETURN_IF_ERROR(q("q", t.q, p.head_dim));
+  TESSERA_RETURN_IF_ERROR(kv("k", t.k, p.head_dim));
+  TESSERA_RETURN_IF_ERROR(kv("v", t.v, p.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(q("o", t.o, p.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(q("dout", t.dout, p.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(q("dq", t.dq, p.head_dim));
+  TESSERA_RETURN_IF_ERROR(kv("dk", t.dk, p.head_dim));
+  TESSERA_RETURN_IF_ERROR(kv("dv", t.dv, p.v_head_dim));
+  const int64_t rows = axes.batches * axes.rows * p.heads;
+  if (t.lse == nullptr && rows > 0) {
+    return invalid_argument(format("lse is null but has {} elements; pass what forward gave", rows), "lse");
+  }
+  return {};
 }
 
 }  // namespace
@@ -466,23 +468,9 @@ Status refuse_null(const void* data, const char* field, int64_t elements) {
 Status backward(Context& context, const AttentionProblem& problem, const BackwardTensors& t) {
   TESSERA_RETURN_IF_ERROR(validate(problem));
   TESSERA_ASSIGN_OR_RETURN(const BackwardKernel* kernel, find_backward(problem));
-  const bool varlen = problem.cu_seqlens_q != nullptr;
-  const int64_t rows = varlen ? problem.cu_seqlens_q[problem.batch] : problem.batch * problem.seqlen_q;
-  const int64_t keys = varlen ? problem.cu_seqlens_k[problem.batch] : problem.batch * problem.seqlen_k;
-  const int64_t q = rows * problem.heads, kv = keys * problem.kv_heads;
-  for (const auto& [data, field, elements] :
-       {std::tuple<const void*, const char*, int64_t>{t.q.data, "q", q * problem.head_dim},
-        {t.k.data, "k", kv * problem.head_dim},
-        {t.v.data, "v", kv * problem.v_head_dim},
-        {t.o.data, "o", q * problem.v_head_dim},
-        {t.dout.data, "dout", q * problem.v_head_dim},
-        {t.lse, "lse", q},
-        {t.dq.data, "dq", q * problem.head_dim},
-        {t.dk.data, "dk", kv * problem.head_dim},
-        {t.dv.data, "dv", kv * problem.v_head_dim}}) {
-    TESSERA_RETURN_IF_ERROR(refuse_null(data, field, elements));
-  }
-  if (rows == 0 && keys == 0) return {};
+  TESSERA_RETURN_IF_ERROR(check_tensors(problem, t));
+  const TensorAxes axes = tensor_axes(problem);
+  if (axes.batches * (axes.rows + axes.keys) == 0) return {};
   BackwardRun(context, problem, t, *kernel).run();
   return {};
 }

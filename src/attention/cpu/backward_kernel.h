@@ -9,13 +9,12 @@
 
 #include <cstdint>
 
+#include "attention/cpu/dropout_key.h"
 #include "attention/problem.h"
 #include "simd/isa.h"
 #include "tessera/dtype.h"
 
 namespace tessera::attention {
-
-struct DropoutKey;
 
 // The LSE of a row that sees nothing and of a row of padding: every probability becomes 0.
 inline constexpr float kBlindLse = 1e30f;
@@ -49,9 +48,7 @@ struct BackwardRows {
   const int32_t* position;
   const float* slope;           // ALiBi
   const void* const* mask_row;  // mask element of key 0
-  const int32_t* token;         // row inside its sequence
-  const int32_t* head;
-  int32_t batch;
+  const DropoutRow* dropout;
   void* memory;  // block_bytes
 };
 

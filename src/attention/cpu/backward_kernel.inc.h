@@ -25,6 +25,7 @@
 #pragma once
 
 #include "attention/cpu/backward_kernel.h"
+#include "attention/cpu/dropout.inc.h"
 #include "attention/problem.h"
 #include "simd/vec_math.h"
 
@@ -335,6 +336,89 @@ TESSERA_VEC void plain_row(const BackwardShape& shape, const BackwardRows& rows,
   }
 }
 
+// Elements of a row's mask tensor for the keys [seen.begin, seen.end) of a tile, as what is added to the
+// score; below kHidingMask where the key is hidden. What the row does not see by position is not read.
+TESSERA_VEC void load_mask(const BackwardShape& shape, const void* mask_row, int64_t first_key, Range seen,
+                           float* bias) {
+  const bool boolean = shape.mask == MaskKind::boolean;
+  const int64_t element = boolean ? 1 : shape.mask_dtype == DType::f32 ? 4 : 2;
+  const int64_t step = shape.mask_key_stride * element;
+  const char* from = static_cast<const char*>(mask_row) + first_key * step;
+  const F32 hidden = set1(2 * kHidingMask);
+  for (int key = seen.begin; key < seen.end; key += kLanes) {
+    const int n = seen.end - key < kLanes ? seen.end - key : kLanes;
+    const char* at = from + key * step;
+    char copy[kLanes * 4];
+    if (step != element || n < kLanes) {
+      for (int i = 0; i < n; ++i)
+        __builtin_memcpy(copy + i * element, at + i * step, static_cast<size_t>(element));
+      at = copy;
+    }
+    if (boolean) {
+      const I32 seen_bytes = load_u8(reinterpret_cast<const uint8_t*>(at));
+      store_n(bias + key, select(gt(seen_bytes, set1_i32(0)), zero(), hidden), n);
+    } else {
+      store_n(bias + key, load_typed(at, shape.mask_dtype, 0), n);
+    }
+  }
+}
+
+// plain_row for kTileRows rows of a problem with anything else in it.
+template <class T>
+__attribute__((noinline)) void feature_rows(const BackwardShape& shape, const BackwardRows& rows,
+                                            int first_row, int64_t first_key, float* s, float* dp) {
+  const int count = rows.rows - first_row < kTileRows ? rows.rows - first_row : kTileRows;
+  uint8_t bytes[kTileRows * kKeyTile];
+  if (shape.dropout != nullptr) {
+    dropout_tile<kTileRows>(*shape.dropout, rows.dropout + first_row, count, first_key, bytes);
+  }
+  const F32 scale = set1(shape.scale), log2e = set1(kLog2e);
+  for (int r = 0; r < kTileRows; ++r, s += kKeyTile, dp += kKeyTile) {
+    const int row = first_row + r;
+    const int64_t first = rows.first_key[row] - first_key, end = rows.end_key[row] - first_key;
+    const Range seen{static_cast<int>(first < 0 ? 0 : first),
+                     static_cast<int>(end > kKeyTile ? kKeyTile : end)};
+    if (seen.begin >= seen.end) {
+      clear(s, kKeyTile);
+      clear(dp, kKeyTile);
+      continue;
+    }
+    float bias[kKeyTile];
+    if (shape.mask != MaskKind::none) load_mask(shape, rows.mask_row[row], first_key, seen, bias);
+    const F32 lse = set1(-rows.lse[row]), delta = set1(rows.delta[row]);
+    for (int key = 0; key < kKeyTile; key += kLanes) {
+      const I32 at = iota_i32() + set1_i32(key);
+      F32 z = load(s + key) * scale, gradient = load(dp + key), factor = set1(1.0f), slope = set1(1.0f);
+      if (shape.softcap > 0) {
+        const F32 t = tanh(z / set1(shape.softcap));
+        z = t * set1(shape.softcap);
+        slope = fnma(t, t, slope);
+      }
+      if (shape.alibi) {
+        const I32 distance = at + set1_i32(static_cast<int32_t>(first_key - rows.position[row]));
+        z = fnma(set1(rows.slope[row]), abs(to_f32(distance)), z);
+      }
+      const simd::Mask sees = and_(ge(at, set1_i32(seen.begin)), lt(at, set1_i32(seen.end)));
+      if (shape.mask != MaskKind::none) {
+        // A hidden key's k and v may hold NaN.
+        const F32 add = load(bias + key);
+        const simd::Mask hidden = lt(add, set1(kHidingMask));
+        z = select(hidden, set1(2 * kHidingMask), z + add);
+        gradient = select(hidden, zero(), gradient);
+      }
+      const F32 p = exp2(fma(z, log2e, lse));
+      if (shape.dropout != nullptr) {
+        const simd::Mask kept =
+            le(load_u8(bytes + r * kKeyTile + key), set1_i32(static_cast<int32_t>(shape.dropout->threshold)));
+        factor = select(kept, set1(shape.dropout_scale), zero());
+      }
+      const F32 ds = p * (gradient * factor - delta) * slope;
+      store(s + key, select(sees, p * factor, zero()));
+      store(dp + key, select(sees, ds, zero()));
+    }
+  }
+}
+
 // ---- the steps of a walk ----
 
 // p and ds of rows [row, row + kTileRows).
@@ -351,7 +435,8 @@ TESSERA_VEC void score_rows(const BackwardShape& shape, const BackwardRows& rows
   product_columns<T, kTileRows, false, false>(block.dout + row * block.dout_row, block.dout_row, 1,
                                               keys.v_columns + first, kKeyTile, shape.v_head_dim / T::kDepth,
                                               dp + first, kKeyTile, width);
-  for (int r = 0; r < kTileRows; ++r) {
+  if (!shape.plain) feature_rows<T>(shape, rows, row, tile.first_key, s, dp);
+  for (int r = 0; r < kTileRows && shape.plain; ++r) {
     if (whole) {
       plain_row<T, false>(shape, rows, row + r, tile.first_key, s + r * kKeyTile, dp + r * kKeyTile);
     } else {
