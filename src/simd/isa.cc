@@ -20,10 +20,14 @@ std::string supported_names() {
 
 #if defined(__x86_64__)
 // clang 14's __builtin_cpu_supports does not know f16c. That the system keeps the wide registers is seen by
-// avx2.
+// avx2. Asked once: on a virtual machine CPUID leaves it, which takes longer than attention over a short
+// sequence.
 bool cpu_has_f16c() {
-  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  static const bool has = [] {
+    unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  }();
+  return has;
 }
 #endif
 }  // namespace
