@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bench/ceilings.h"
+#include "core/buffer.h"
 #include "core/context.h"
 #include "tessera/paged.h"
 
@@ -46,20 +47,26 @@ void check(const Status& status) {
 // Elements of a dtype, from a generator that needs no library.
 struct Elements {
   DType dtype;
-  std::vector<char> bytes;
+  Buffer bytes;  // in large pages, as the read probe's memory
   Elements(DType dtype_in, int64_t count, uint32_t seed)
-      : dtype(dtype_in), bytes(static_cast<size_t>(count * (dtype == DType::f32 ? 4 : 2))) {
+      : dtype(dtype_in),
+        bytes(
+            Buffer::create(static_cast<size_t>(count * (dtype == DType::f32 ? 4 : 2)), "elements").value()) {
     uint32_t state = seed;
     for (int64_t i = 0; i < count; ++i) {
       state = state * 1664525u + 1013904223u;
       const float value = static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
       const uint16_t half = dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
       if (dtype == DType::f32) {
-        std::memcpy(bytes.data() + i * 4, &value, 4);
+        std::memcpy(bytes.as<char>() + i * 4, &value, 4);
       } else {
-        std::memcpy(bytes.data() + i * 2, &half, 2);
+        std::memcpy(bytes.as<char>() + i * 2, &half, 2);
       }
     }
+  }
+  char* data() const { return const_cast<char*>(bytes.as<char>()); }
+  bool operator==(const Elements& other) const {
+    return bytes.size() == other.bytes.size() && std::memcmp(data(), other.data(), bytes.size()) == 0;
   }
 };
 
@@ -86,7 +93,7 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
   std::vector<int32_t> ids(static_cast<size_t>(blocks));
   for (int i = 0; i < blocks; ++i) ids[static_cast<size_t>(i)] = i * 7 % blocks;  // 7 does not divide them
   const auto rows = [](const Elements& x, int64_t row_width, int64_t dim) {
-    return Strided<const void*>{x.bytes.data(), 0, row_width, dim};
+    return Strided<const void*>{x.data(), 0, row_width, dim};
   };
   std::vector<CacheSequence> fill, step;
   for (int b = 0; b < batch; ++b) {
@@ -110,7 +117,8 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
   check(plan.status());
   const Elements q(settings.dtype, batch * q_width, 99), row_k(settings.dtype, batch * kv_width, 5),
       row_v(settings.dtype, batch * kv_width, 6);
-  Elements packed_o(settings.dtype, batch * q_width, 1), rows_o = packed_o, paged_o = packed_o;
+  Elements packed_o(settings.dtype, batch * q_width, 1), rows_o(settings.dtype, batch * q_width, 1),
+      paged_o(settings.dtype, batch * q_width, 1);
 
   AttentionProblem over_rows = problem;
   over_rows.batch = batch;
@@ -122,8 +130,8 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
     const size_t i = static_cast<size_t>(layer);
     view.block_size = paged ? 256 : keys;
     view.num_blocks = int64_t{batch} * keys / view.block_size;
-    view.k = {k[i].bytes.data(), view.block_size * kv_width, kv_width, head_dim};
-    view.v = {v[i].bytes.data(), view.block_size * kv_width, kv_width, head_dim};
+    view.k = {k[i].data(), view.block_size * kv_width, kv_width, head_dim};
+    view.v = {v[i].data(), view.block_size * kv_width, kv_width, head_dim};
     view.seqlen = keys;
     if (paged) {
       view.block_table = table_of.data();
@@ -133,9 +141,7 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
   };
   std::vector<int32_t> in_order(static_cast<size_t>(batch * keys / 256));
   for (size_t i = 0; i < in_order.size(); ++i) in_order[i] = static_cast<int32_t>(i);
-  const auto strided = [&](Elements& o) {
-    return Strided<void*>{o.bytes.data(), q_width, q_width, head_dim};
-  };
+  const auto strided = [&](Elements& o) { return Strided<void*>{o.data(), q_width, q_width, head_dim}; };
   const std::vector<std::function<void()>> ways = {
       [&] {
         for (int layer = 0; layer < layers; ++layer) {
@@ -148,13 +154,13 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
       },
       [&] {
         for (int layer = 0; layer < layers; ++layer) {
-          CacheTensors t{{q.bytes.data(), q_width, q_width, head_dim}, strided(rows_o), nullptr};
+          CacheTensors t{{q.data(), q_width, q_width, head_dim}, strided(rows_o), nullptr};
           check(attend_cache(context, over_rows, view_of(layer, false, in_order), {}, t));
         }
       },
       [&] {
         for (int layer = 0; layer < layers; ++layer) {
-          CacheTensors t{{q.bytes.data(), q_width, q_width, head_dim}, strided(paged_o), nullptr};
+          CacheTensors t{{q.data(), q_width, q_width, head_dim}, strided(paged_o), nullptr};
           check(attend_cache(context, over_rows, view_of(layer, true, in_order), {}, t));
         }
       },
@@ -166,8 +172,7 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
       },
   };
   for (size_t i = 0; i < 3; ++i) ways[i]();
-  const bool same =
-      settings.dtype == DType::f16 || (packed_o.bytes == rows_o.bytes && packed_o.bytes == paged_o.bytes);
+  const bool same = settings.dtype == DType::f16 || (packed_o == rows_o && packed_o == paged_o);
   ways[3]();
   const double read_before = read_rate(context.pool);
   std::vector<Times> times(ways.size());

@@ -45,6 +45,15 @@ class CheckedView {
   }
   int64_t k_row_bytes() const { return cache_->k.row_stride * element_bytes(); }
   int64_t v_row_bytes() const { return cache_->v.row_stride * element_bytes(); }
+  int64_t k_head_bytes() const { return cache_->k.head_stride * element_bytes(); }
+  int64_t v_head_bytes() const { return cache_->v.head_stride * element_bytes(); }
+  // Whether the rows of all kv heads of a key lie in one piece of K and of V.
+  bool heads_inside_rows() const {
+    const auto inside = [&](const Strided<void*>& s, int64_t dim) {
+      return s.head_stride >= 0 && (problem_->kv_heads - 1) * s.head_stride + dim <= s.row_stride;
+    };
+    return inside(cache_->k, problem_->head_dim) && inside(cache_->v, problem_->v_head_dim);
+  }
 
  private:
   CheckedView(const AttentionProblem& problem, const CacheView& cache) : problem_(&problem), cache_(&cache) {}

@@ -3,14 +3,15 @@
 
 #include <cstdint>
 
+#include "attention/cpu/pack_kernels.h"
 #include "attention/kv_storage.h"
 
 namespace tessera::attention {
 
 // k, v: row r at k + r * k_row_bytes, v + r * v_row_bytes, elements of format.dtype, head_dim and v_head_dim
 // of them. Writes keys [0, keys) of the pair; what lies behind them stays as it is. REQUIRES: 1 <= keys <=
-// kKeyTile.
+// kKeyTile. next_k, next_v: what is fetched meanwhile; may be null.
 void pack_tile(const KvFormat& format, const char* k, int64_t k_row_bytes, const char* v, int64_t v_row_bytes,
-               int keys, char* pair);
+               int keys, char* pair, const PackAhead* next_k = nullptr, const PackAhead* next_v = nullptr);
 
 }  // namespace tessera::attention

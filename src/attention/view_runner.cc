@@ -124,10 +124,15 @@ void ViewRunner::plan() {
   items_ = std::move(divided);
   std::stable_sort(items_.begin(), items_.end(),
                    [](const Item& a, const Item& b) { return a.cost > b.cost; });
+  if (most_rows_ > kSplitRows || !view_.heads_inside_rows()) return;
+  // Few rows: reading is the cost, and the rows of all heads of a key lie in one page.
+  const int64_t enough = threads == 1 ? 1 : kItemsPerThread * threads;
+  unit_heads_ = static_cast<int>(std::clamp<int64_t>(
+      problem_.kv_heads * static_cast<int64_t>(items_.size()) / enough, 1, problem_.kv_heads));
 }
 
 ViewRunner::Scratch ViewRunner::scratch_of(int worker) const {
-  const int64_t rows = most_rows_, v_width = tile_.v_width();
+  const int64_t rows = int64_t{most_rows_} * unit_heads_, v_width = tile_.v_width();
   const int64_t one = align64(rows * 4), o = align64(rows * v_width * 4);
   const int64_t sizes[] = {align64(kernel_.scratch_bytes(problem_.head_dim, static_cast<int>(v_width))),
                            align64(tile_.pair_bytes()),
@@ -181,7 +186,7 @@ StateRows ViewRunner::partial(int kv_head, int64_t row) const {
 
 // The item's query rows in the kernel's form, what each sees and where it stands. The tile kernel wants the
 // group innermost.
-void ViewRunner::pack_rows(const Item& item, int kv_head, const Scratch& scratch) const {
+void ViewRunner::pack_rows(const Item& item, int kv_head, int32_t at, const Scratch& scratch) const {
   const ViewSequence& s = view_.sequences()[static_cast<size_t>(item.sequence)];
   const RowKernels& kernels = row_kernels();
   const float scale = static_cast<float>(problem_.scale * kLog2e);
@@ -206,12 +211,12 @@ void ViewRunner::pack_rows(const Item& item, int kv_head, const Scratch& scratch
               view_.element_bytes();
       kernels.widen(problem_.dtype, from, problem_.head_dim, wide);
       if (rotator != nullptr) rotator->turn(wide);
-      kernel_.pack_query(wide, problem_.head_dim, scale, scratch.q + i * query_bytes);
+      kernel_.pack_query(wide, problem_.head_dim, scale, scratch.q + (at + i) * query_bytes);
       scratch.first_key[i] = static_cast<int32_t>(seen.first);
       scratch.end_key[i] = static_cast<int32_t>(seen.end);
       scratch.position[i] = static_cast<int32_t>(row + s.keys - s.rows);
       if (problem_.alibi_slopes != nullptr) {
-        scratch.slope[i] =
+        scratch.slope[at + i] =
             static_cast<float>(problem_.alibi_slopes[s.batch * problem_.alibi_batch_stride + head] * kLog2e);
       }
     }
@@ -220,11 +225,24 @@ void ViewRunner::pack_rows(const Item& item, int kv_head, const Scratch& scratch
 
 // Keys [first, end) of the sequence, inside tile `tile`, to scratch.pair.
 void ViewRunner::pack_keys(const ViewSequence& s, int kv_head, int64_t tile, int64_t first, int64_t end,
-                           const Scratch& scratch) const {
+                           const Next* next, const Scratch& scratch) const {
   const int64_t start = tile * kKeyTile;
   if (problem_.dtype != DType::f16 && first == start && view_.run(first, end) == end - first) {
+    PackAhead k, v;
+    if (next != nullptr) {
+      const int heads = next->end_head - next->first_head;
+      const auto ahead = [&](const char* at, int64_t row_bytes, int64_t head_bytes, int dim) {
+        const int64_t bytes = (heads - 1) * head_bytes + tile_.element_bytes() * dim;
+        return PackAhead{at, row_bytes, next->rows, static_cast<int>((bytes + 63) / 64)};
+      };
+      k = ahead(view_.k_row(s, next->key, next->first_head), view_.k_row_bytes(), view_.k_head_bytes(),
+                problem_.head_dim);
+      v = ahead(view_.v_row(s, next->key, next->first_head), view_.v_row_bytes(), view_.v_head_bytes(),
+                problem_.v_head_dim);
+    }
     pack_tile(tile_, view_.k_row(s, first, kv_head), view_.k_row_bytes(), view_.v_row(s, first, kv_head),
-              view_.v_row_bytes(), static_cast<int>(end - first), scratch.pair);
+              view_.v_row_bytes(), static_cast<int>(end - first), scratch.pair,
+              next != nullptr ? &k : nullptr, next != nullptr ? &v : nullptr);
     return;
   }
   const RowKernels& kernels = row_kernels();
@@ -276,7 +294,7 @@ void ViewRunner::write_rows(int32_t sequence, int32_t first_token, int32_t token
   }
 }
 
-void ViewRunner::run_item(const Item& item, int kv_head, const Scratch& scratch) const {
+void ViewRunner::run_item(const Item& item, int first_head, int end_head, const Scratch& scratch) const {
   const ViewSequence& s = view_.sequences()[static_cast<size_t>(item.sequence)];
   const int32_t count = item.tokens * group_;
   const int v_width = tile_.v_width();
@@ -285,20 +303,24 @@ void ViewRunner::run_item(const Item& item, int kv_head, const Scratch& scratch)
     std::memset(state.l, 0, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(sums));
     std::memset(state.o, 0, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(v_width));
   };
-  const StateRows total = item.partial < 0 ? scratch.total : partial(kv_head, item.partial);
-  clear(total, 1);
-  clear(scratch.segment, kSumLanes);
-  pack_rows(item, kv_head, scratch);
+  // Rows of kv head `head` stand behind those of the heads before it.
+  const auto first_row = [&](int head) { return (head - first_head) * count; };
+  const auto segment_of = [&](int head) { return rows_from(scratch.segment, first_row(head), kSumLanes); };
+  const auto total_of = [&](int head) {
+    return item.partial < 0 ? rows_from(scratch.total, first_row(head), 1) : partial(head, item.partial);
+  };
+  for (int head = first_head; head < end_head; ++head) {
+    clear(total_of(head), 1);
+    clear(segment_of(head), kSumLanes);
+    pack_rows(item, head, first_row(head), scratch);
+  }
   ItemRows rows{};
   rows.head_dim = problem_.head_dim;
   rows.v_width = v_width;
-  rows.q = scratch.q;
   rows.first_key = scratch.first_key;
   rows.end_key = scratch.end_key;
   rows.position = scratch.position;
-  rows.slope = problem_.alibi_slopes != nullptr ? scratch.slope : nullptr;
   rows.softcap = static_cast<float>(problem_.softcap * kLog2e);
-  rows.segment = scratch.segment;
   rows.scratch = scratch.kernel;
   int64_t first_seen = INT64_MAX, end_seen = 0;
   for (int32_t i = 0; i < count; ++i) {
@@ -309,14 +331,31 @@ void ViewRunner::run_item(const Item& item, int kv_head, const Scratch& scratch)
   for (int32_t i = item.first_tile; i < item.end_tile; ++i) {
     const int64_t start = int64_t{i} * kKeyTile;
     const int64_t first = std::max(first_seen, start), end = std::min(end_seen, start + kKeyTile);
-    if (first < end) {
-      pack_keys(s, kv_head, i, first, end, scratch);
-      kernel_.walk(rows, 0, count, {scratch.pair, nullptr, start, static_cast<int>(end - start)});
+    const bool segment_ends = i + 1 == item.end_tile || (i + 1) % kTilesPerSegment == 0;
+    for (int head = first_head; head < end_head; ++head) {
+      if (first < end) {
+        // Meanwhile this head's share of the next keys comes near, whole rows in order: that is what memory
+        // is fastest at, and heads one by one are not.
+        const int heads = end_head - first_head;
+        const int share = kKeyTile * (head - first_head) / heads;
+        const int share_end = kKeyTile * (head - first_head + 1) / heads;
+        const Next next = {start + kKeyTile + share, share_end - share, first_head, end_head};
+        pack_keys(s, head, i, first, end, next.key + next.rows <= end_seen ? &next : nullptr, scratch);
+        rows.q = scratch.q + first_row(head) * kernel_.query_bytes(problem_.head_dim);
+        rows.slope = problem_.alibi_slopes != nullptr ? scratch.slope + first_row(head) : nullptr;
+        rows.segment = segment_of(head);
+        kernel_.walk(rows, 0, count, {scratch.pair, nullptr, start, static_cast<int>(end - start)});
+      }
+      if (segment_ends) kernel_.fold(total_of(head), segment_of(head), count, v_width);
     }
-    if (i + 1 == item.end_tile || (i + 1) % kTilesPerSegment == 0)
-      kernel_.fold(total, scratch.segment, count, v_width);
   }
-  if (item.partial < 0) write_rows(item.sequence, item.first_token, item.tokens, kv_head, total);
+  if (item.partial >= 0) return;
+  for (int head = first_head; head < end_head; ++head)
+    write_rows(item.sequence, item.first_token, item.tokens, head, total_of(head));
+}
+
+StateRows ViewRunner::rows_from(const StateRows& state, int64_t row, int sums) const {
+  return {state.m + row, state.l + row * sums, state.o + row * tile_.v_width()};
 }
 
 void ViewRunner::run() {
@@ -326,13 +365,17 @@ void ViewRunner::run() {
     partial_memory_ =
         static_cast<float*>(context_.workspace(0).get(kPartialSlot, static_cast<size_t>(bytes)));
   }
-  context_.pool.parallel_for(
-      static_cast<int64_t>(items_.size()) * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
-        const FlushSubnormals flush;
-        const Scratch scratch = scratch_of(worker);
-        for (int64_t i = begin; i < end; ++i)
-          run_item(items_[static_cast<size_t>(i / kv_heads)], static_cast<int>(i % kv_heads), scratch);
-      });
+  const int64_t parts = (kv_heads + unit_heads_ - 1) / unit_heads_;
+  context_.pool.parallel_for(static_cast<int64_t>(items_.size()) * parts, 1,
+                             [&](int64_t begin, int64_t end, int worker) {
+                               const FlushSubnormals flush;
+                               const Scratch scratch = scratch_of(worker);
+                               for (int64_t i = begin; i < end; ++i) {
+                                 const int first_head = static_cast<int>(i % parts) * unit_heads_;
+                                 run_item(items_[static_cast<size_t>(i / parts)], first_head,
+                                          std::min(first_head + unit_heads_, problem_.kv_heads), scratch);
+                               }
+                             });
   context_.pool.parallel_for(
       static_cast<int64_t>(splits_.size()) * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
         const FlushSubnormals flush;

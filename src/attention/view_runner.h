@@ -37,18 +37,24 @@ class ViewRunner {
     int32_t sequence, first_token, tokens;
     int32_t first, parts;
   };
+  // Keys [key, key + rows) of some heads, to be fetched while others are packed.
+  struct Next {
+    int64_t key;
+    int rows, first_head, end_head;
+  };
   struct Scratch;
 
   ViewRunner(Context& context, const AttentionProblem& problem, const CheckedView& view, const Rotary* rotary,
              const CacheTensors& tensors, const TileKernel& kernel);
   void plan();
   Scratch scratch_of(int worker) const;
-  void run_item(const Item& item, int kv_head, const Scratch& scratch) const;
-  void pack_rows(const Item& item, int kv_head, const Scratch& scratch) const;
+  void run_item(const Item& item, int first_head, int end_head, const Scratch& scratch) const;
+  void pack_rows(const Item& item, int kv_head, int32_t at, const Scratch& scratch) const;
   void pack_keys(const ViewSequence& sequence, int kv_head, int64_t tile, int64_t first, int64_t end,
-                 const Scratch& scratch) const;
+                 const Next* next, const Scratch& scratch) const;
   void write_rows(int32_t sequence, int32_t first_token, int32_t tokens, int kv_head,
                   const StateRows& total) const;
+  StateRows rows_from(const StateRows& state, int64_t row, int sums) const;
   StateRows partial(int kv_head, int64_t row) const;
 
   Context& context_;
@@ -62,8 +68,9 @@ class ViewRunner {
   std::vector<Item> items_;  // dearest first
   std::vector<Split> splits_;
   std::vector<int32_t> parts_;
-  int64_t partials_ = 0;  // partial rows of one kv head
-  int32_t most_rows_ = 0;
+  int64_t partials_ = 0;             // partial rows of one kv head
+  int32_t most_rows_ = 0;            // of an item and kv head
+  int unit_heads_ = 1;               // kv heads that one worker takes together
   float* partial_memory_ = nullptr;  // [kv_heads][m, l [partials], o [partials][v_width]]
 };
 

@@ -432,6 +432,32 @@ TEST_F(CacheViewTest, VariableQueryLengthsReadABlockTable) {
   });
 }
 
+TEST_F(CacheViewTest, HeadsMayLieOutsideTheRows) {
+  Shape shape;
+  shape.kv_heads = 2;
+  shape.old_keys = {300, 170};
+  Call call(shape);
+  ASSERT_TRUE(call.run(context).ok());
+  // [block, kv head, slot, d]
+  const int64_t slots = Call::slots(shape), blocks = call.cache.num_blocks;
+  std::vector<float> k(size_t(blocks * 2 * slots * 16), NAN), v = k;
+  for (int64_t b = 0; b < 2; ++b) {
+    for (int64_t j = 0; j < shape.old_keys[size_t(b)]; ++j) {
+      for (int64_t h = 0; h < 2; ++h) {
+        const size_t at = size_t(((call.block(b, j) * 2 + h) * slots + j) * 16);
+        std::memcpy(&k[at], call.k_cache.at(call.block(b, j), j, h, 0), 64);
+        std::memcpy(&v[at], call.v_cache.at(call.block(b, j), j, h, 0), 64);
+      }
+    }
+  }
+  call.cache.k = {k.data(), 2 * slots * 16, 16, slots * 16};
+  call.cache.v = {v.data(), 2 * slots * 16, 16, slots * 16};
+  const std::vector<char> want = call.o.bytes;
+  std::fill(call.o.bytes.begin(), call.o.bytes.end(), char(0xff));
+  ASSERT_TRUE(call.run(context).ok());
+  EXPECT_EQ(call.o.bytes, want);
+}
+
 TEST_F(CacheViewTest, AppendWritesItsSlotsAndNoOthers) {
   RopeConfig config;
   config.rotary_dim = 16;
