@@ -1,0 +1,66 @@
+"""The C++ module. Private: its arrays are NumPy arrays or CPU tensors, bfloat16 as bits where NumPy holds it."""
+
+from typing import Any, List, Optional
+
+__version__: str
+
+class Options:
+    dtype: str
+    scale: float
+    causal: bool
+    window_left: int
+    window_right: int
+    softcap: float
+    mask: Any
+    mask_dtype: str
+    alibi_slopes: Any
+    cu_seqlens_q: Any
+    cu_seqlens_k: Any
+    max_seqlen_q: int
+    max_seqlen_k: int
+    seqused_k: Any
+    leftpad_k: Any
+    dropout_p: float
+    seed: int
+    offset: int
+    def __init__(self) -> None: ...
+
+def num_threads() -> int: ...
+def set_num_threads(threads: int) -> None: ...
+def after_fork_in_child() -> None: ...
+def workspace_bytes() -> int: ...
+def forward(q: Any, k: Any, v: Any, out: Any, lse: Optional[Any], options: Options) -> None: ...
+def backward(
+    dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, dq: Any, dk: Any, dv: Any, options: Options
+) -> None: ...
+def dropout_mask(keep: Any, p: float, seed: int, offset: int) -> None: ...
+
+class Cache:
+    k_cache: Any
+    v_cache: Any
+    k: Any
+    v: Any
+    cos: Any
+    sin: Any
+    rotary_dtype: str
+    interleaved: bool
+    seqlens: Any
+    batch_idx: Any
+    block_table: Any
+    def __init__(self) -> None: ...
+
+def attend_cache(q: Any, cache: Cache, out: Any, lse: Optional[Any], options: Options) -> None: ...
+def rotary(
+    x: Any,
+    out: Any,
+    cos: Any,
+    sin: Any,
+    dtype: str,
+    rotary_dtype: str,
+    interleaved: bool,
+    backward: bool,
+    offset: int,
+    offsets: Optional[Any],
+    cu_seqlens: Optional[Any],
+) -> None: ...
+def merge_states(outs: List[Any], lses: List[Any], out: Any, lse: Any, dtype: str, out_dtype: str) -> None: ...
