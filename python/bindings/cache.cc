@@ -7,9 +7,11 @@
 namespace tessera::python {
 namespace {
 
-// k and v may be None: nothing is appended. cos and sin may be None: nothing is rotated.
+// With k and v, k_cache and v_cache are written; without, k_read and v_read are read only. cos and sin may be
+// None.
 struct Cache {
   Out k_cache, v_cache;
+  In k_read, v_read;
   In k, v;
   In cos, sin;
   std::string rotary_dtype;
@@ -22,9 +24,12 @@ void attend_cache(In q, const Cache& cache, Out o, Out lse, const Options& optio
   const bool varlen = static_cast<bool>(Array(options.cu_seqlens_q));
   const int rank = varlen ? 3 : 4;
   const Sizes q_sizes = sizes_of(q, dtype, rank, "q");
-  const Sizes k_sizes = sizes_of(cache.k_cache, dtype, 4, "k_cache");
-  const Sizes v_sizes = sizes_of(cache.v_cache, dtype, 4, "v_cache");
-  expect_sizes(cache.v_cache, {k_sizes.batch, k_sizes.rows, k_sizes.heads, v_sizes.dim}, "v_cache");
+  const bool appends = static_cast<bool>(Array(cache.k));
+  const Array k_cache = appends ? Array(cache.k_cache) : Array(cache.k_read);
+  const Array v_cache = appends ? Array(cache.v_cache) : Array(cache.v_read);
+  const Sizes k_sizes = sizes_of(k_cache, dtype, 4, "k_cache");
+  const Sizes v_sizes = sizes_of(v_cache, dtype, 4, "v_cache");
+  expect_sizes(v_cache, {k_sizes.batch, k_sizes.rows, k_sizes.heads, v_sizes.dim}, "v_cache");
   if (q_sizes.dim != k_sizes.dim) {
     raise_value_error(
         format("k_cache has head_dim {}; it must be q's head_dim, {}", k_sizes.dim, q_sizes.dim));
@@ -43,8 +48,8 @@ void attend_cache(In q, const Cache& cache, Out o, Out lse, const Options& optio
   expect_sizes(o, {q_sizes.batch, q_sizes.rows, q_sizes.heads, v_sizes.dim}, "out");
 
   attention::CacheView view;
-  view.k = strided<void*>(cache.k_cache);
-  view.v = strided<void*>(cache.v_cache);
+  view.k = strided<void*>(k_cache);
+  view.v = strided<void*>(v_cache);
   view.num_blocks = k_sizes.batch;
   view.block_size = k_sizes.rows;
   view.seqlens = int32_vector(cache.seqlens, problem.batch, "cache_seqlens");
@@ -61,7 +66,7 @@ void attend_cache(In q, const Cache& cache, Out o, Out lse, const Options& optio
 
   attention::CacheAppend append;
   attention::Rotary rotary;
-  if (const Array k(cache.k), v(cache.v); k) {
+  if (const Array k(cache.k), v(cache.v); appends) {
     const Sizes new_k = sizes_of(k, dtype, 4, "k");
     sizes_of(v, dtype, 4, "v");
     expect_sizes(k, {problem.batch, new_k.rows, k_sizes.heads, k_sizes.dim}, "k");
@@ -95,6 +100,8 @@ void bind_cache(nb::module_& module) {
       .def(nb::init<>())
       .def_rw("k_cache", &Cache::k_cache)
       .def_rw("v_cache", &Cache::v_cache)
+      .def_rw("k_read", &Cache::k_read)
+      .def_rw("v_read", &Cache::v_read)
       .def_rw("k", &Cache::k)
       .def_rw("v", &Cache::v)
       .def_rw("cos", &Cache::cos)

@@ -4,7 +4,7 @@ They read shapes, dtypes and scalars only, so they also hold for torch.compile's
 elements (cu_seqlens that fall, block ids) is checked in C++ before anything is computed.
 """
 
-import math
+import sys
 from typing import Any, Optional, Sequence, Tuple
 
 from ._arrays import FLOATS, as_array, describe, dtype_name, is_tensor
@@ -79,7 +79,7 @@ def finite(value: Any, name: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {value!r}; a number is needed") from None
-    if not math.isfinite(number):
+    if not -sys.float_info.max <= number <= sys.float_info.max:  # torch.compile cannot trace math.isfinite
         raise ValueError(f"{name}={number} must be finite")
     return number
 

@@ -38,6 +38,8 @@ def dropout_mask(keep: Any, p: float, seed: int, offset: int) -> None: ...
 class Cache:
     k_cache: Any
     v_cache: Any
+    k_read: Any
+    v_read: Any
     k: Any
     v: Any
     cos: Any

@@ -23,9 +23,10 @@ def attend_cache(
         if seqlens.shape[0] and int(seqlens.min()) < 0:
             raise ValueError(f"cu_seqlens_k={call.cu_seqlens_k.tolist()} must not fall")
     cache = _core.Cache()
-    cache.k_cache, cache.v_cache = raw(k_cache), raw(v_cache)
-    if k is not None:
-        cache.k, cache.v = raw(k), raw(v)
+    if k is None:
+        cache.k_read, cache.v_read = raw(k_cache), raw(v_cache)
+    else:
+        cache.k_cache, cache.v_cache, cache.k, cache.v = raw(k_cache), raw(v_cache), raw(k), raw(v)
     if cos is not None:
         cache.cos, cache.sin, cache.rotary_dtype, cache.interleaved = raw(cos), raw(sin), dtype_name(cos), interleaved
     cache.seqlens = raw(seqlens)
