@@ -85,25 +85,27 @@ TEST(Service, ParallelSamplesShareThePromptAndDiffer) {
   for (size_t i = 0; i < answers.size(); ++i) EXPECT_TRUE(answers[i].same_bits(again[i])) << "sample " << i;
 }
 
+// 64 blocks, 256 requests, at least 100 preemptions.
 TEST(Service, PreemptedRequestsEndWithTheTokensOfALargePool) {
   std::vector<Answer> expected, got;
   uint64_t preemptions = 0;
   for (const bool small : {false, true}) {
     engine::ServiceOptions chosen = options();
     const int64_t block = ServiceClient(options()).service().metrics().kv_block_bytes;
-    chosen.kv_cache_memory_bytes = small ? 12 * block : 400 * block;
+    chosen.kv_cache_memory_bytes = small ? 64 * block : 1200 * block;
+    chosen.max_num_seqs = 64;
     ServiceClient client(chosen);
-    ASSERT_EQ(client.service().metrics().kv_blocks_total, small ? 12 : 400);
+    ASSERT_EQ(client.service().metrics().kv_blocks_total, small ? 64 : 1200);
     std::vector<std::shared_ptr<Pending>> pending;
-    for (int i = 0; i < 24; ++i) {
-      pending.push_back(client.send(ServiceClient::request(test_tokens(60 + i, 10 + i, kVocab), 90)));
+    for (int i = 0; i < 256; ++i) {
+      pending.push_back(client.send(ServiceClient::request(test_tokens(30 + i % 64, 10 + i, kVocab), 200)));
     }
     for (auto& one : pending) (small ? got : expected).push_back(one->wait()[0]);
     if (small) preemptions = client.service().metrics().preemptions;
   }
-  EXPECT_GT(preemptions, 0u);
+  EXPECT_GE(preemptions, 100u);
   for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(got[i].tokens.size(), 90u);
+    EXPECT_EQ(got[i].tokens.size(), 200u);
     EXPECT_TRUE(got[i].same_bits(expected[i])) << "request " << i;
   }
 }
