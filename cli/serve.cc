@@ -19,11 +19,11 @@ struct ServeOptions {
   bool access_log = false;
 };
 
-// One line, however the client spelt the model's path or name.
+// One line, however the client spelt the model's path or name. Greedy: a small model's samples ramble.
 std::string curl_line(const std::string& address, const std::string& model, bool key) {
   return format(
       "curl {}/v1/chat/completions{} -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", "
-      "\"messages\": "
+      "\"temperature\": 0, \"messages\": "
       "[{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'",
       address, key ? " -H \"Authorization: Bearer $TESSERA_API_KEY\"" : "", model);
 }
