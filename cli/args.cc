@@ -107,6 +107,10 @@ Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, bo
   return service;
 }
 
+void warn_left_out(size_t left_out) {
+  if (left_out > 0) std::fprintf(stderr, "warning: %s\n", engine::left_out_message(left_out).c_str());
+}
+
 int fail(const Status& status) {
   // One line whatever a path or a file's name holds.
   std::string line = status.message();

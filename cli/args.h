@@ -26,6 +26,9 @@ void add_sampling_flags(CLI::App& app, engine::SamplingParams& params);
 // Loads the model with a progress line on a terminal; warnings go to standard error.
 Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, bool quiet);
 
+// One warning on standard error when the vocabulary lacked some of a text's bytes.
+void warn_left_out(size_t left_out);
+
 // Prints "tessera: MESSAGE" on standard error and gives the exit code that fits.
 int fail(const Status& status);
 

@@ -115,7 +115,7 @@ void print_json(const Answer& answer, const std::vector<int32_t>& prompt) {
 }
 
 int one_prompt(engine::Service& service, const RunOptions& options) {
-  Result<std::vector<int32_t>> prompt = Status(StatusCode::internal, "no prompt");
+  Result<engine::EncodedText> prompt = Status(StatusCode::internal, "no prompt");
   if (options.chat) {
     std::vector<engine::ChatMessage> messages;
     if (!options.system.empty()) messages.push_back({"system", options.system, ""});
@@ -125,7 +125,7 @@ int one_prompt(engine::Service& service, const RunOptions& options) {
     prompt = service.tokenize(options.prompt, true, false);
   }
   if (!prompt.ok()) return fail(prompt.status());
-  const std::vector<int32_t> tokens = *prompt;
+  const std::vector<int32_t>& tokens = prompt->tokens;
   auto answer = generate(service, options, tokens, options.json);
   if (!answer.ok()) return fail(answer.status());
   if (options.json) {
@@ -160,8 +160,8 @@ int chat(engine::Service& service, const RunOptions& options) {
     }
     messages.push_back({"user", line, ""});
     auto prompt = service.render_chat(messages, true);
-    auto answer =
-        prompt.ok() ? generate(service, options, *prompt, options.json) : Result<Answer>(prompt.status());
+    auto answer = prompt.ok() ? generate(service, options, prompt->tokens, options.json)
+                              : Result<Answer>(prompt.status());
     if (!answer.ok()) {
       std::fprintf(stderr, "tessera: %s\n", answer.status().message().c_str());
       messages.pop_back();
@@ -169,7 +169,7 @@ int chat(engine::Service& service, const RunOptions& options) {
       continue;
     }
     if (options.json) {
-      print_json(*answer, *prompt);
+      print_json(*answer, prompt->tokens);
     } else {
       std::printf("\n");
       std::fflush(stdout);

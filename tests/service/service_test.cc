@@ -9,6 +9,7 @@
 
 #include "model/model_file.h"
 #include "tests/support/service_client.h"
+#include "tests/support/tiny_llama.h"
 
 namespace tessera::test {
 namespace {
@@ -174,6 +175,32 @@ TEST(Service, NanWeightsEndTheRequestWithAnErrorAndNeverWithAToken) {
   const auto metrics = client.service().metrics();
   EXPECT_EQ(metrics.kv_blocks_cached, 0) << "what such a request computed must not be found by another";
   EXPECT_GE(metrics.nan_aborts, 1u);
+  std::remove(path.c_str());
+}
+
+// A vocabulary of three specials and the letter a.
+TEST(Service, BytesThatTheVocabularyLacksAreLoggedAndCounted) {
+  const std::string path = std::filesystem::temp_directory_path() / "tessera_four_tokens.gguf";
+  std::ofstream(path, std::ios::binary) << testing::TinyLlama{.byte_vocabulary = false}.writer().build();
+  std::vector<std::string> warnings;
+  engine::ServiceOptions chosen = options();
+  chosen.model_path = path;
+  chosen.log = [&](LogLevel level, std::string_view line) {
+    if (level == LogLevel::warning) warnings.emplace_back(line);
+  };
+  ServiceClient client(chosen);
+  EXPECT_EQ(client.service().tokenize("aaa", false, false)->left_out, 0u);
+  EXPECT_TRUE(warnings.empty());
+  const auto encoded = client.service().tokenize("a?a!", false, false);
+  EXPECT_EQ(encoded->tokens, (std::vector<int32_t>{3, 3}));
+  EXPECT_EQ(encoded->left_out, 2u);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("2 bytes"), std::string::npos) << warnings[0];
+  const auto chat = client.service().render_chat({{.role = "a", .content = "b", .name = ""}}, false);
+  ASSERT_TRUE(chat.ok()) << chat.status().message();
+  EXPECT_EQ(chat->left_out, 3u);  // b and two ends of lines
+  EXPECT_EQ(warnings.size(), 2u);
+  EXPECT_EQ(client.service().metrics().left_out_bytes, 5u);
   std::remove(path.c_str());
 }
 
