@@ -37,6 +37,7 @@ struct Answer {
   std::vector<int32_t> tokens;
   engine::FinishReason finish = engine::FinishReason::none;
   Status error;
+  uint64_t seed = 0;
   int prompt_tokens = 0, cached_tokens = 0;
   double first_token_seconds = 0, seconds = 0;
 };
@@ -69,6 +70,7 @@ Result<Answer> generate(engine::Service& service, const RunOptions& options, std
       }
       answer.tokens.insert(answer.tokens.end(), output.tokens.begin(), output.tokens.end());
       answer.text += output.text;
+      answer.seed = output.seed;
       answer.prompt_tokens = output.prompt_tokens;
       answer.cached_tokens = output.cached_tokens;
       if (output.finish != engine::FinishReason::none) {
@@ -106,6 +108,7 @@ void print_json(const Answer& answer, const std::vector<int32_t>& prompt) {
   object["finish_reason"] = engine::name(answer.finish);
   object["prompt_token_ids"] = boost::json::array(prompt.begin(), prompt.end());
   object["token_ids"] = boost::json::array(answer.tokens.begin(), answer.tokens.end());
+  object["seed"] = answer.seed;
   object["prompt_tokens"] = answer.prompt_tokens;
   object["cached_tokens"] = answer.cached_tokens;
   object["completion_tokens"] = answer.tokens.size();

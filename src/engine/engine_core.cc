@@ -41,6 +41,7 @@ struct EngineCore::Active {
   int open = 0;  // samples that have not ended
   int max_tokens = 0;
   int cached_tokens = 0;
+  uint64_t seed = 0;
   FinishReason worst = FinishReason::none;
   int64_t submitted_ns = 0, scheduled_ns = -1, first_token_ns = -1, last_token_ns = -1;
 };
@@ -141,6 +142,14 @@ Status EngineCore::prepare() {
   return {};
 }
 
+// Of 53 bits: JSON readers that keep numbers as doubles must be able to send it back.
+uint64_t EngineCore::draw_seed() {
+  const auto words =
+      philox4x32({static_cast<uint32_t>(seeds_drawn_++), 0, 0x73656564u, 0},
+                 {static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)});
+  return (uint64_t{words[0]} << 32 | words[1]) >> 11;
+}
+
 void EngineCore::start(Request request, OutputSink sink, int64_t submitted_ns) {
   auto active = std::make_unique<Active>();
   active->number = ++last_number_;
@@ -156,17 +165,14 @@ void EngineCore::start(Request request, OutputSink sink, int64_t submitted_ns) {
                                                              active->max_tokens, options_.make_decoder()),
                                false, -1});
   }
-  const auto drawn =
-      philox4x32({static_cast<uint32_t>(seeds_drawn_), 0, 0x73656564u, 0},
-                 {static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)});
-  if (!kept.sampling.seed) ++seeds_drawn_;
+  active->seed = kept.sampling.seed ? *kept.sampling.seed : draw_seed();
   ScheduledRequest scheduled{.id = active->number,
                              .key = {kept.tenant, kept.cache_salt, options_.adapter, options_.revision},
                              .prompt = kept.prompt,
                              .sampling = kept.sampling,
                              .n = kept.n,
                              .max_tokens = active->max_tokens,
-                             .seed = kept.sampling.seed.value_or(uint64_t{drawn[0]} << 32 | drawn[1]),
+                             .seed = active->seed,
                              .ends = StopChecker::ends(kept.sampling, options_.eos_ids)};
   observe(&metrics_.request_params_n, kept.n);
   observe(&metrics_.request_params_max_tokens, kept.sampling.max_tokens);
@@ -198,6 +204,7 @@ Output& EngineCore::output_of(Active& active, int sample) {
   output.index = sample;
   output.prompt_tokens = static_cast<int>(active.request.prompt.size());
   output.cached_tokens = active.cached_tokens;
+  output.seed = active.seed;
   return output;
 }
 

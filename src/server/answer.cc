@@ -72,6 +72,7 @@ void Answer::take(int prompt, const engine::Output& output, std::string* events)
   prompts_[prompt].prompt_tokens = std::max(prompts_[prompt].prompt_tokens, output.prompt_tokens);
   prompts_[prompt].cached_tokens = std::max(prompts_[prompt].cached_tokens, output.cached_tokens);
   choice.completion_tokens = output.completion_tokens;
+  choice.seed = output.seed;
   if (!choice.begun) {
     choice.begun = true;
     if (!echoes_.empty()) {
@@ -205,8 +206,10 @@ void Answer::append_delta(int index, const std::string& text, const engine::Outp
   close_chunk(events);
 }
 
-void Answer::append_stop_reason(const Choice& choice, std::string* out) const {
-  *out += ",\"stop_reason\":";
+// finish_reason, and what OpenAI's API lacks: stop_reason, as vLLM has it, and the seed.
+void Answer::append_end_of(const Choice& choice, std::string* out) const {
+  *out += format(",\"finish_reason\":\"{}\",\"seed\":{},\"stop_reason\":", engine::name(choice.finish),
+                 choice.seed);
   if (choice.stop_reason.empty()) {
     *out += "null";
     return;
@@ -225,10 +228,8 @@ void Answer::append_stop_reason(const Choice& choice, std::string* out) const {
 void Answer::append_finish(int index, std::string* events) const {
   open_chunk(index, events);
   *events += call_.chat ? ",\"delta\":{}" : ",\"text\":\"\"";
-  *events += ",\"logprobs\":null,\"finish_reason\":\"";
-  *events += engine::name(choices_[index].finish);
-  *events += '"';
-  append_stop_reason(choices_[index], events);
+  *events += ",\"logprobs\":null";
+  append_end_of(choices_[index], events);
   close_chunk(events);
 }
 
@@ -266,10 +267,7 @@ void Answer::append_choice(int index, std::string* out) const {
     append_json_string(*out, choice.text);
   }
   append_logprobs(choice.logprobs, out);
-  *out += ",\"finish_reason\":\"";
-  *out += engine::name(choice.finish);
-  *out += '"';
-  append_stop_reason(choice, out);
+  append_end_of(choice, out);
   if (call_.return_token_ids) {
     *out += ",\"token_ids\":";
     append_json_ids(*out, choice.tokens);

@@ -51,6 +51,7 @@ class Answer {
     bool begun = false;
     engine::FinishReason finish = engine::FinishReason::none;
     std::string stop_reason;
+    uint64_t seed = 0;
     int completion_tokens = 0;
   };
   struct Prompt {
@@ -66,7 +67,7 @@ class Answer {
   void close_chunk(std::string* events) const;
   void append_choice(int index, std::string* out) const;
   void append_usage(std::string* out) const;
-  void append_stop_reason(const Choice& choice, std::string* out) const;
+  void append_end_of(const Choice& choice, std::string* out) const;
   void collect(Choice& choice, const engine::Output& output, Logprobs* out) const;
   void append_logprobs(const Logprobs& logprobs, std::string* out) const;
 

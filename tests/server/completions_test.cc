@@ -90,6 +90,22 @@ TEST_F(CompletionsTest, LogprobsZeroGivesTheChosenTokenAlone) {
   EXPECT_EQ(logprobs.at("top_logprobs").at(0), (json::object{{token, -0.5}}));
 }
 
+TEST_F(CompletionsTest, EachChoiceTellsItsSeedWhetherGivenOrDrawn) {
+  start();
+  for (const bool given : {true, false}) {
+    const std::string seed = given ? R"("seed":7,)" : "";
+    const uint64_t want = given ? 7 : FakeService::kDrawnSeed;
+    const json::value whole = post("/v1/completions", completion(seed + R"("max_tokens":1,"n":2)")).json();
+    EXPECT_EQ(whole.at("choices").at(0).at("seed"), want);
+    EXPECT_EQ(whole.at("choices").at(1).at("seed"), want);
+    const auto events =
+        events_of(post("/v1/completions", completion(seed + R"("max_tokens":1,"stream":true)")).body);
+    ASSERT_EQ(events.size(), 3u);
+    EXPECT_FALSE(events[0].at("choices").at(0).as_object().contains("seed"));
+    EXPECT_EQ(events[1].at("choices").at(0).at("seed"), want);
+  }
+}
+
 TEST_F(CompletionsTest, StreamsChunksThenFinishThenDone) {
   start();
   const Reply reply = post("/v1/completions", completion(R"("stream":true,"max_tokens":3)"));

@@ -40,6 +40,7 @@ class FakeService final : public engine::Service {
  public:
   static constexpr int32_t kBos = 256, kTurn = 257, kEnd = 258;
   static constexpr int32_t kFirstWord = 300;
+  static constexpr uint64_t kDrawnSeed = (uint64_t{1} << 53) - 1;
 
   struct Options {
     int vocab_size = 1000;
@@ -279,6 +280,7 @@ class FakeService final : public engine::Service {
     const int32_t token = token_at(active.request.prompt, index, sample.tokens++);
     output.tokens = {token};
     output.completion_tokens = sample.tokens;
+    output.seed = params.seed.value_or(kDrawnSeed);
     ++metrics_.generation_tokens;
     if (params.logprobs >= 0) {
       engine::TokenLogprobs entry{.chosen = {token, -0.5f}};

@@ -86,6 +86,25 @@ TEST(Service, ParallelSamplesShareThePromptAndDiffer) {
   for (size_t i = 0; i < answers.size(); ++i) EXPECT_TRUE(answers[i].same_bits(again[i])) << "sample " << i;
 }
 
+TEST(Service, ADrawnSeedIsReportedAndGivesTheSameTokensAgain) {
+  ServiceClient client(options());
+  engine::Request request = ServiceClient::request(test_tokens(20, 8, kVocab), 24);
+  request.sampling.temperature = 1;
+  request.n = 2;
+  const std::vector<Answer> first = client.send(request)->wait();
+  const std::vector<Answer> other = client.send(request)->wait();
+  EXPECT_NE(first[0].seed, other[0].seed);
+  EXPECT_NE(first[0].tokens, other[0].tokens);
+  EXPECT_LT(first[0].seed, uint64_t{1} << 53);
+  EXPECT_EQ(first[0].seed, first[1].seed);
+  request.sampling.seed = first[0].seed;
+  const std::vector<Answer> again = client.send(request)->wait();
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(again[i].seed, first[i].seed);
+    EXPECT_TRUE(again[i].same_bits(first[i])) << "sample " << i;
+  }
+}
+
 // 64 blocks, 256 requests, at least 100 preemptions.
 TEST(Service, PreemptedRequestsEndWithTheTokensOfALargePool) {
   std::vector<Answer> expected, got;

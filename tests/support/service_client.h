@@ -21,6 +21,7 @@ struct Answer {
   engine::FinishReason finish = engine::FinishReason::none;
   Status error;
   int cached_tokens = 0;
+  uint64_t seed = 0;
 
   // Equal tokens and bit-equal log-probabilities. Each is a function of the whole row of logits, so they
   // stand for it.
@@ -45,6 +46,7 @@ class Pending {
       }
       answer.text += output.text;
       answer.cached_tokens = output.cached_tokens;
+      answer.seed = output.seed;
       if (output.finish != engine::FinishReason::none) {
         answer.finish = output.finish;
         answer.error = output.error;
