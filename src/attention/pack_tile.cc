@@ -31,14 +31,14 @@ void transpose_words(const char* in, int64_t row_bytes, int words, int keys, cha
     for (int word = 0; word < words; word += 4, from += 16, to += 4 * kOutRow) {
       const Words a = load<Words>(from), b = load<Words>(from + row_bytes),
                   c = load<Words>(from + 2 * row_bytes), d = load<Words>(from + 3 * row_bytes);
-      const Words ab_low = __builtin_shuffle(a, b, Words{0, 4, 1, 5}),
-                  ab_high = __builtin_shuffle(a, b, Words{2, 6, 3, 7});
-      const Words cd_low = __builtin_shuffle(c, d, Words{0, 4, 1, 5}),
-                  cd_high = __builtin_shuffle(c, d, Words{2, 6, 3, 7});
-      store(to, __builtin_shuffle(ab_low, cd_low, Words{0, 1, 4, 5}));
-      store(to + kOutRow, __builtin_shuffle(ab_low, cd_low, Words{2, 3, 6, 7}));
-      store(to + 2 * kOutRow, __builtin_shuffle(ab_high, cd_high, Words{0, 1, 4, 5}));
-      store(to + 3 * kOutRow, __builtin_shuffle(ab_high, cd_high, Words{2, 3, 6, 7}));
+      const Words ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+                  ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Words cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+                  cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      store(to, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
+      store(to + kOutRow, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
+      store(to + 2 * kOutRow, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+      store(to + 3 * kOutRow, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
     }
   }
   for (; key < keys; ++key) {
@@ -52,8 +52,8 @@ void transpose_words(const char* in, int64_t row_bytes, int words, int keys, cha
 void interleave(const char* first, const char* second, int columns, char* out) {
   for (int d = 0; d < columns; d += 8) {
     const Halves a = load<Halves>(first + d * 2), b = load<Halves>(second + d * 2);
-    store(out + d * 4, __builtin_shuffle(a, b, Halves{0, 8, 1, 9, 2, 10, 3, 11}));
-    store(out + d * 4 + 16, __builtin_shuffle(a, b, Halves{4, 12, 5, 13, 6, 14, 7, 15}));
+    store(out + d * 4, __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
+    store(out + d * 4 + 16, __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
   }
 }
 
