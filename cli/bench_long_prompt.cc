@@ -137,7 +137,7 @@ Result<Round> play_round(engine::Service& service, const LongPromptOptions& opti
 
 Status bench_long_prompt(const engine::ServiceOptions& service_options, LongPromptOptions options,
                          JsonLines& lines) {
-  TESSERA_ASSIGN_OR_RETURN(auto service, load(service_options, true));
+  TESSERA_ASSIGN_OR_RETURN(auto service, load(service_options, LogLevel::warning));
   options.chunk = service_options.max_num_batched_tokens;
   std::vector<double> before, beside, chunk, first, added;
   bool ran_on = true;

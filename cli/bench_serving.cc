@@ -163,7 +163,7 @@ int bench_serving(const ServingOptions& options) {
     engine::ServiceOptions service_options = options.service;
     service_options.batching =
         std::string(policy) == "static" ? engine::Batching::static_ : engine::Batching::continuous;
-    auto service = load(service_options, true);
+    auto service = load(service_options, LogLevel::warning);
     if (!service.ok()) return fail(service.status());
     const std::vector<TraceItem> trace = make_trace(options, (*service)->limits().vocab_size);
     const ServingResult result = play(**service, trace);

@@ -206,12 +206,13 @@ void add_run(CLI::App& app, int* code) {
   run->add_option("--system", options->system, "system message of the chat");
   run->add_flag("--chat", options->chat, "put -p through the chat template");
   run->add_flag("--json", options->json, "one JSON object per answer, with token ids");
-  run->add_flag("-v,--verbose", options->verbose, "say what the engine chose");
+  run->add_flag("-v,--verbose", options->verbose,
+                "say what the engine chose (default: warnings and errors alone)");
   run->callback([options, code] {
     struct sigaction action {};
     action.sa_handler = on_interrupt;  // without SA_RESTART: reading a line must return
     sigaction(SIGINT, &action, nullptr);
-    auto service = load(options->service, !options->verbose);
+    auto service = load(options->service, options->verbose ? LogLevel::debug : LogLevel::warning);
     if (!service.ok()) {
       *code = fail(service.status());
       return;

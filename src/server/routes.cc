@@ -289,7 +289,7 @@ std::string access_line(const AccessRecord& record) {
 
 void Routes::record(const AccessRecord& record) {
   ++counters_.responses[record.note[0] != '\0' ? 0 : record.status];
-  if (options_.log) options_.log(LogLevel::info, access_line(record));
+  if (options_.log && options_.access_log) options_.log(LogLevel::info, access_line(record));
 }
 
 HttpResponse Routes::health() const {

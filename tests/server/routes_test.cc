@@ -272,6 +272,7 @@ TEST_F(RoutesTest, TheAccessLogHasNoKeyNoPromptAndNoControlCharacter) {
   std::mutex mutex;
   std::string lines;
   ServerOptions options{.api_keys = {"hidden-key"}};
+  options.access_log = true;
   options.log = [&](LogLevel, std::string_view line) {
     const std::lock_guard lock(mutex);
     lines += std::string(line) + "\n";
