@@ -287,6 +287,16 @@ class FakeService final : public engine::Service {
       for (int i = 0; i < params.logprobs; ++i) entry.top.push_back({(token + i) % 1000, -0.5f - i});
       output.logprobs = {entry};
     }
+    if (params.prompt_logprobs >= 0 && sample.tokens == 1) {
+      std::vector<engine::TokenLogprobs> entries;
+      for (size_t i = 1; i < active.request.prompt.size(); ++i) {
+        const int32_t next = active.request.prompt[i];
+        engine::TokenLogprobs entry{.chosen = {next, -1.5f}};
+        for (int t = 0; t < params.prompt_logprobs; ++t) entry.top.push_back({next + t, -1.5f - t});
+        entries.push_back(std::move(entry));
+      }
+      output.prompt_logprobs = std::make_shared<const std::vector<engine::TokenLogprobs>>(std::move(entries));
+    }
     sample.held += text_of(token);
     std::string stop;
     output.text = certain_text(sample, params, &stop);

@@ -105,6 +105,30 @@ TEST(Service, ADrawnSeedIsReportedAndGivesTheSameTokensAgain) {
   }
 }
 
+// The tokens that a request drew, sent as a prompt, are as likely as when they were drawn.
+TEST(Service, ThePromptsLogprobsHaveTheBitsOfTheDrawnTokens) {
+  ServiceClient client(options());
+  const std::vector<int32_t> prompt = test_tokens(150, 9, kVocab);
+  const Answer drawn = client.ask(prompt, 30);
+  engine::Request request = ServiceClient::request(prompt, 1);
+  request.prompt.insert(request.prompt.end(), drawn.tokens.begin(), drawn.tokens.end());
+  request.sampling.prompt_logprobs = 20;
+  for (const bool cached : {true, true, false}) {
+    if (!cached) request.cache_salt = "fresh";
+    const Answer scored = client.send(request)->wait()[0];
+    EXPECT_EQ(scored.cached_tokens, 0);
+    ASSERT_EQ(scored.prompt_logprobs.size(), request.prompt.size() - 1);
+    std::vector<float> behind;
+    for (size_t i = 149; i < scored.prompt_logprobs.size(); ++i) {
+      const engine::TokenLogprobs& entry = scored.prompt_logprobs[i];
+      EXPECT_EQ(entry.chosen.token, request.prompt[i + 1]);
+      behind.push_back(entry.chosen.logprob);
+      for (const engine::TokenLogprob& top : entry.top) behind.push_back(top.logprob);
+    }
+    EXPECT_EQ(behind, drawn.logprobs);
+  }
+}
+
 // 64 blocks, 256 requests, at least 100 preemptions.
 TEST(Service, PreemptedRequestsEndWithTheTokensOfALargePool) {
   std::vector<Answer> expected, got;

@@ -17,6 +17,7 @@ namespace tessera::test {
 struct Answer {
   std::vector<int32_t> tokens;
   std::vector<float> logprobs;  // of the chosen and then the top ones of each token, in order
+  std::vector<engine::TokenLogprobs> prompt_logprobs;
   std::string text;
   engine::FinishReason finish = engine::FinishReason::none;
   Status error;
@@ -44,6 +45,7 @@ class Pending {
         answer.logprobs.push_back(entry.chosen.logprob);
         for (const engine::TokenLogprob& top : entry.top) answer.logprobs.push_back(top.logprob);
       }
+      if (output.prompt_logprobs != nullptr) answer.prompt_logprobs = *output.prompt_logprobs;
       answer.text += output.text;
       answer.cached_tokens = output.cached_tokens;
       answer.seed = output.seed;
