@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/format.h"
+#include "core/utf8.h"
 #include "server/json_writer.h"
 
 namespace tessera::server {
