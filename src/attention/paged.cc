@@ -191,8 +191,8 @@ void PlanRunner::run_item(int64_t unit, const Scratch& scratch) {
     tile.valid = step.valid;
     kernel_.walk(rows, step.first_row, step.rows, tile);
     shared += step.sequences > 1;
-    const bool segment_ends = i + 1 == item.steps || steps[i + 1].tile / plan_.tiles_per_segment_ !=
-                                                         step.tile / plan_.tiles_per_segment_;
+    const bool segment_ends =
+        i + 1 == item.steps || steps[i + 1].tile / kTilesPerSegment != step.tile / kTilesPerSegment;
     if (segment_ends) kernel_.fold(total, scratch.segment, item.rows, v_width_);
   }
   plan_.reads_->all.fetch_add(static_cast<uint64_t>(item.steps), std::memory_order_relaxed);
