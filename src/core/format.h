@@ -3,9 +3,19 @@
 
 #include <fmt/format.h>
 
+#include <string>
+#include <utility>
+
 namespace tessera {
-template <typename... Args>
-std::string format(fmt::format_string<Args...> text, Args&&... args) {
-  return fmt::format(text, std::forward<Args>(args)...);
-}
+
+// An object and not a function: a call with a std::string would else find std::format too, by its argument,
+// wherever a standard header brings that in (libstdc++ 13's <chrono> does), and be ambiguous.
+struct Format {
+  template <typename... Args>
+  std::string operator()(fmt::format_string<Args...> text, Args&&... args) const {
+    return fmt::format(text, std::forward<Args>(args)...);
+  }
+};
+inline constexpr Format format{};
+
 }  // namespace tessera
