@@ -56,8 +56,7 @@ int serve(ServeOptions options) {
       const timespec half_second{0, 500'000'000};
       if (sigtimedwait(&signals, nullptr, &half_second) < 0) continue;
       if (++seen == 1) {
-        std::fprintf(stderr, "draining: running requests go on for up to %d s; once more to stop now\n",
-                     options.server.drain_ms / 1000);
+        std::fprintf(stderr, "send the signal once more to stop now\n");
         (*server)->drain();
       } else {
         (*server)->stop();

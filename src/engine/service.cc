@@ -320,7 +320,7 @@ class LoadedService final : public Service {
 }  // namespace
 
 std::string left_out_message(size_t left_out) {
-  return format("{} bytes of a text are not in the model's vocabulary and were left out", left_out);
+  return format("a text lost {} of its bytes: the model's vocabulary has no token for them", left_out);
 }
 
 Result<std::unique_ptr<TextService>> load_text(const std::string& model_path) {

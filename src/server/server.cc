@@ -181,7 +181,8 @@ class Server::Impl {
   void start_draining() {
     if (routes_->draining()) return;
     routes_->start_draining();
-    log(LogLevel::info, format("server: draining, {} requests are running", busy()));
+    log(LogLevel::info,
+        format("server: draining, {} requests may run for {} s", busy(), options_.drain_ms / 1000));
     deadline_.expires_after(std::chrono::milliseconds(options_.drain_ms));
     deadline_.async_wait([this](ErrorCode cancelled) {
       if (cancelled) return;

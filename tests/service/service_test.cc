@@ -238,7 +238,7 @@ TEST(Service, BytesThatTheVocabularyLacksAreLoggedAndCounted) {
   EXPECT_EQ(encoded->tokens, (std::vector<int32_t>{3, 3}));
   EXPECT_EQ(encoded->left_out, 2u);
   ASSERT_EQ(warnings.size(), 1u);
-  EXPECT_NE(warnings[0].find("2 bytes"), std::string::npos) << warnings[0];
+  EXPECT_NE(warnings[0].find("lost 2 of its bytes"), std::string::npos) << warnings[0];
   const auto chat = client.service().render_chat({{.role = "a", .content = "b", .name = ""}}, false);
   ASSERT_TRUE(chat.ok()) << chat.status().message();
   EXPECT_EQ(chat->left_out, 3u);  // b and two ends of lines
