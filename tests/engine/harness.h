@@ -92,16 +92,17 @@ class Harness {
   }
   // What the request must have heard of its prompt.
   void expect_prompt_logprobs(const std::string& id) {
+    for (int i = 0; i < requests.at(id).n; ++i) expect_prompt_logprobs(id, i);
+  }
+  void expect_prompt_logprobs(const std::string& id, int sample) {
     const Request& request = requests.at(id);
     const auto expected = runner.model().expected_scores(request.prompt, request.sampling.prompt_logprobs);
-    for (int i = 0; i < request.n; ++i) {
-      const std::vector<TokenLogprobs>& got = answers[id].prompt_logprobs[i];
-      ASSERT_EQ(got.size(), expected.size()) << id << ", sample " << i;
-      for (size_t t = 0; t < got.size(); ++t) {
-        EXPECT_EQ(got[t].chosen.token, expected[t].chosen.token) << id << ", token " << t + 1;
-        EXPECT_EQ(got[t].chosen.logprob, expected[t].chosen.logprob) << id << ", token " << t + 1;
-        EXPECT_EQ(got[t].top.size(), expected[t].top.size());
-      }
+    const std::vector<TokenLogprobs>& got = answers[id].prompt_logprobs[sample];
+    ASSERT_EQ(got.size(), expected.size()) << id << ", sample " << sample;
+    for (size_t t = 0; t < got.size(); ++t) {
+      EXPECT_EQ(got[t].chosen.token, expected[t].chosen.token) << id << ", token " << t + 1;
+      EXPECT_EQ(got[t].chosen.logprob, expected[t].chosen.logprob) << id << ", token " << t + 1;
+      EXPECT_EQ(got[t].top.size(), expected[t].top.size());
     }
   }
   void check_runner() {
