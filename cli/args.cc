@@ -87,13 +87,17 @@ void add_sampling_flags(CLI::App& app, engine::SamplingParams& params) {
   app.add_flag("--ignore-eos", params.ignore_eos, "go on after the model's end of text");
 }
 
-Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, bool quiet) {
-  const bool terminal = isatty(STDERR_FILENO) != 0 && !quiet;
-  options.log = [quiet](LogLevel level, std::string_view line) {
-    if (quiet && level < LogLevel::warning) return;
+LogSink stderr_log(LogLevel least) {
+  return [least](LogLevel level, std::string_view line) {
+    if (level < least) return;
     const char* mark = level == LogLevel::error ? "error: " : level == LogLevel::warning ? "warning: " : "";
     std::fprintf(stderr, "%s%.*s\n", mark, static_cast<int>(line.size()), line.data());
   };
+}
+
+Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, LogLevel least) {
+  const bool terminal = isatty(STDERR_FILENO) != 0 && least <= LogLevel::info;
+  options.log = stderr_log(least);
   int shown = -1;
   auto service = engine::load_service(options, [&](double fraction) {
     const int percent = static_cast<int>(fraction * 100.0);
@@ -105,6 +109,10 @@ Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, bo
   });
   if (terminal && shown >= 0 && shown < 100) std::fprintf(stderr, "\r                \r");
   return service;
+}
+
+void warn_left_out(size_t left_out) {
+  if (left_out > 0) std::fprintf(stderr, "warning: %s\n", engine::left_out_message(left_out).c_str());
 }
 
 int fail(const Status& status) {

@@ -23,8 +23,13 @@ void add_service_flags(CLI::App& app, engine::ServiceOptions& options);
 // --temp, --top-k and the rest of the sampler's.
 void add_sampling_flags(CLI::App& app, engine::SamplingParams& params);
 
-// Loads the model with a progress line on a terminal; warnings go to standard error.
-Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, bool quiet);
+// Lines of `least` and graver go to standard error; warnings and errors say what they are.
+LogSink stderr_log(LogLevel least);
+// Loads the model, with a progress line when standard error is a terminal and `least` lets info through.
+Result<std::unique_ptr<engine::Service>> load(engine::ServiceOptions options, LogLevel least);
+
+// One warning on standard error when the vocabulary lacked some of a text's bytes.
+void warn_left_out(size_t left_out);
 
 // Prints "tessera: MESSAGE" on standard error and gives the exit code that fits.
 int fail(const Status& status);

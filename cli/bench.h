@@ -41,6 +41,16 @@ class JsonLines {
   std::unique_ptr<std::ofstream> out_;
 };
 
+struct LongPromptOptions {
+  int prompt = 4000;  // tokens
+  int streams = 8;
+  int rounds = 3;
+  int chunk = 0;  // rows of a step, from the service's options
+};
+// What a long prompt does to the gaps between the tokens of streams that run already.
+Status bench_long_prompt(const engine::ServiceOptions& service_options, LongPromptOptions options,
+                         JsonLines& lines);
+
 // Resident bytes of this process, from /proc/self/statm.
 int64_t resident_bytes();
 

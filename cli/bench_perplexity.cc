@@ -32,14 +32,17 @@ class Perplexity {
     }
     TESSERA_ASSIGN_OR_RETURN(const auto text, engine::load_text(options_.model));
     TESSERA_ASSIGN_OR_RETURN(const std::string content, read_text_file(options_.file, uint64_t{64} << 20));
-    TESSERA_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, text->tokenize(content, false, false));
+    TESSERA_ASSIGN_OR_RETURN(engine::EncodedText encoded, text->tokenize(content, false, false));
+    warn_left_out(encoded.left_out);
+    std::vector<int32_t>& tokens = encoded.tokens;
     if (options_.tokens > 0 && tokens.size() > static_cast<size_t>(options_.tokens)) {
       tokens.resize(static_cast<size_t>(options_.tokens));
     }
     if (tokens.size() < 2)
       return invalid_argument(format("{}: two tokens are needed at least", options_.file));
     // What the tokenizer puts in front of an empty text.
-    TESSERA_ASSIGN_OR_RETURN(const std::vector<int32_t> prefix, text->tokenize("", true, false));
+    TESSERA_ASSIGN_OR_RETURN(const engine::EncodedText empty, text->tokenize("", true, false));
+    const std::vector<int32_t>& prefix = empty.tokens;
     bos_.assign(prefix.begin(), prefix.begin() + (prefix.empty() ? 0 : 1));
     double exact = 0;
     for (const char* compute : {"f32", "quantized"}) {

@@ -139,7 +139,7 @@ Status decode_round(engine::Service& service, const PrefixOptions& options, bool
 }
 
 Status bench_memory(const PrefixOptions& options, JsonLines& lines) {
-  TESSERA_ASSIGN_OR_RETURN(auto service, load(options.service, true));
+  TESSERA_ASSIGN_OR_RETURN(auto service, load(options.service, LogLevel::warning));
   const int vocab = service->limits().vocab_size;
   // Weights and pool are touched once before resident memory is compared.
   const std::vector<int32_t> shared = random_tokens(options.shared, 7, vocab);
@@ -237,7 +237,7 @@ Status bench_decode(const PrefixOptions& options, JsonLines& lines) {
     engine::ServiceOptions service_options = options.service;
     service_options.kv_sharing = mode.kv_sharing;
     service_options.two_phase = mode.two_phase;
-    TESSERA_ASSIGN_OR_RETURN(mode.service, load(service_options, true));
+    TESSERA_ASSIGN_OR_RETURN(mode.service, load(service_options, LogLevel::warning));
   }
   for (int round = 0; round < options.rounds; ++round) {
     for (Mode& mode : modes) {

@@ -19,11 +19,12 @@ struct ServingOptions {
   std::string trace = "poisson";
   std::string policies = "static,continuous";
   int requests = 48;
-  double rate = 4.0;       // requests a second
+  double rate = 16.0;      // requests a second
   int input_tokens = 128;  // mean; lengths vary between half and one and a half
   int output_tokens = 64;
   int shared_tokens = 0;  // common prefix of every prompt
   uint64_t seed = 1;
+  LongPromptOptions long_prompt;
   std::string json;
 };
 
@@ -162,7 +163,7 @@ int bench_serving(const ServingOptions& options) {
     engine::ServiceOptions service_options = options.service;
     service_options.batching =
         std::string(policy) == "static" ? engine::Batching::static_ : engine::Batching::continuous;
-    auto service = load(service_options, true);
+    auto service = load(service_options, LogLevel::warning);
     if (!service.ok()) return fail(service.status());
     const std::vector<TraceItem> trace = make_trace(options, (*service)->limits().vocab_size);
     const ServingResult result = play(**service, trace);
@@ -199,7 +200,10 @@ int bench_serving(const ServingOptions& options) {
       return kExitFailure;
     }
   }
-  return kExitOk;
+  if (options.long_prompt.prompt == 0 || options.policies.find("continuous") == std::string::npos)
+    return kExitOk;
+  const Status status = bench_long_prompt(options.service, options.long_prompt, *lines);
+  return status.ok() ? kExitOk : fail(status);
 }
 
 }  // namespace
@@ -230,6 +234,13 @@ void add_bench_serving(CLI::App& bench, int* code) {
       ->capture_default_str();
   sub->add_option("--shared", options->shared_tokens, "tokens of a prefix that every prompt begins with")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  sub->add_option("--long-prompt", options->long_prompt.prompt,
+                  "tokens of a prompt sent beside running streams after the trace; 0: leave that part out")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  sub->add_option("--streams", options->long_prompt.streams, "streams that run beside the long prompt")
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   sub->add_option("--seed", options->seed, "of the trace")->capture_default_str();
   sub->add_option("--json", options->json, "file for one JSON object a line");

@@ -37,6 +37,7 @@ struct Answer {
   std::vector<int32_t> tokens;
   engine::FinishReason finish = engine::FinishReason::none;
   Status error;
+  uint64_t seed = 0;
   int prompt_tokens = 0, cached_tokens = 0;
   double first_token_seconds = 0, seconds = 0;
 };
@@ -69,6 +70,7 @@ Result<Answer> generate(engine::Service& service, const RunOptions& options, std
       }
       answer.tokens.insert(answer.tokens.end(), output.tokens.begin(), output.tokens.end());
       answer.text += output.text;
+      answer.seed = output.seed;
       answer.prompt_tokens = output.prompt_tokens;
       answer.cached_tokens = output.cached_tokens;
       if (output.finish != engine::FinishReason::none) {
@@ -106,6 +108,7 @@ void print_json(const Answer& answer, const std::vector<int32_t>& prompt) {
   object["finish_reason"] = engine::name(answer.finish);
   object["prompt_token_ids"] = boost::json::array(prompt.begin(), prompt.end());
   object["token_ids"] = boost::json::array(answer.tokens.begin(), answer.tokens.end());
+  object["seed"] = answer.seed;
   object["prompt_tokens"] = answer.prompt_tokens;
   object["cached_tokens"] = answer.cached_tokens;
   object["completion_tokens"] = answer.tokens.size();
@@ -115,7 +118,7 @@ void print_json(const Answer& answer, const std::vector<int32_t>& prompt) {
 }
 
 int one_prompt(engine::Service& service, const RunOptions& options) {
-  Result<std::vector<int32_t>> prompt = Status(StatusCode::internal, "no prompt");
+  Result<engine::EncodedText> prompt = Status(StatusCode::internal, "no prompt");
   if (options.chat) {
     std::vector<engine::ChatMessage> messages;
     if (!options.system.empty()) messages.push_back({"system", options.system, ""});
@@ -125,7 +128,7 @@ int one_prompt(engine::Service& service, const RunOptions& options) {
     prompt = service.tokenize(options.prompt, true, false);
   }
   if (!prompt.ok()) return fail(prompt.status());
-  const std::vector<int32_t> tokens = *prompt;
+  const std::vector<int32_t>& tokens = prompt->tokens;
   auto answer = generate(service, options, tokens, options.json);
   if (!answer.ok()) return fail(answer.status());
   if (options.json) {
@@ -160,8 +163,8 @@ int chat(engine::Service& service, const RunOptions& options) {
     }
     messages.push_back({"user", line, ""});
     auto prompt = service.render_chat(messages, true);
-    auto answer =
-        prompt.ok() ? generate(service, options, *prompt, options.json) : Result<Answer>(prompt.status());
+    auto answer = prompt.ok() ? generate(service, options, prompt->tokens, options.json)
+                              : Result<Answer>(prompt.status());
     if (!answer.ok()) {
       std::fprintf(stderr, "tessera: %s\n", answer.status().message().c_str());
       messages.pop_back();
@@ -169,7 +172,7 @@ int chat(engine::Service& service, const RunOptions& options) {
       continue;
     }
     if (options.json) {
-      print_json(*answer, *prompt);
+      print_json(*answer, prompt->tokens);
     } else {
       std::printf("\n");
       std::fflush(stdout);
@@ -203,12 +206,13 @@ void add_run(CLI::App& app, int* code) {
   run->add_option("--system", options->system, "system message of the chat");
   run->add_flag("--chat", options->chat, "put -p through the chat template");
   run->add_flag("--json", options->json, "one JSON object per answer, with token ids");
-  run->add_flag("-v,--verbose", options->verbose, "say what the engine chose");
+  run->add_flag("-v,--verbose", options->verbose,
+                "say what the engine chose (default: warnings and errors alone)");
   run->callback([options, code] {
     struct sigaction action {};
     action.sa_handler = on_interrupt;  // without SA_RESTART: reading a line must return
     sigaction(SIGINT, &action, nullptr);
-    auto service = load(options->service, !options->verbose);
+    auto service = load(options->service, options->verbose ? LogLevel::debug : LogLevel::warning);
     if (!service.ok()) {
       *code = fail(service.status());
       return;

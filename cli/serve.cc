@@ -16,14 +16,14 @@ namespace {
 struct ServeOptions {
   engine::ServiceOptions service;
   server::ServerOptions server;
-  bool access_log = false;
+  bool verbose = false;
 };
 
-// One line, however the client spelt the model's path or name.
+// One line, however the client spelt the model's path or name. Greedy: a small model's samples ramble.
 std::string curl_line(const std::string& address, const std::string& model, bool key) {
   return format(
       "curl {}/v1/chat/completions{} -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", "
-      "\"messages\": "
+      "\"temperature\": 0, \"messages\": "
       "[{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'",
       address, key ? " -H \"Authorization: Bearer $TESSERA_API_KEY\"" : "", model);
 }
@@ -38,12 +38,10 @@ int serve(ServeOptions options) {
   std::signal(SIGHUP, SIG_IGN);
 
   const int64_t started = system_clock().now_ns();
-  auto service = load(options.service, false);
+  const LogLevel least = options.verbose ? LogLevel::debug : LogLevel::info;
+  auto service = load(options.service, least);
   if (!service.ok()) return fail(service.status());
-  options.server.log = [access = options.access_log](LogLevel level, std::string_view line) {
-    if (level < LogLevel::warning && !access) return;
-    std::fprintf(stderr, "%.*s\n", static_cast<int>(line.size()), line.data());
-  };
+  options.server.log = stderr_log(least);
   auto server = server::Server::create(options.server, **service);
   if (!server.ok()) return fail(server.status());
   const std::string& model = (*service)->card().id;
@@ -58,8 +56,7 @@ int serve(ServeOptions options) {
       const timespec half_second{0, 500'000'000};
       if (sigtimedwait(&signals, nullptr, &half_second) < 0) continue;
       if (++seen == 1) {
-        std::fprintf(stderr, "draining: running requests go on for up to %d s; once more to stop now\n",
-                     options.server.drain_ms / 1000);
+        std::fprintf(stderr, "send the signal once more to stop now\n");
         (*server)->drain();
       } else {
         (*server)->stop();
@@ -93,7 +90,9 @@ void add_serve(CLI::App& app, int* code) {
          "--shutdown-timeout", [options](const int& seconds) { options->server.drain_ms = seconds * 1000; },
          "seconds that running requests get after SIGTERM (default: 30)")
       ->check(CLI::Range(0, 86400));
-  sub->add_flag("--access-log", options->access_log, "one line per request on standard error");
+  sub->add_flag("--access-log", options->server.access_log, "one line per request on standard error");
+  sub->add_flag("-v,--verbose", options->verbose,
+                "debug lines too (default: information, warnings and errors)");
   sub->callback([options, code] { *code = serve(*options); });
 }
 

@@ -19,9 +19,11 @@ struct TokenizeOptions {
 int tokenize(const engine::TextService& text, const TokenizeOptions& options) {
   const std::string input{std::istreambuf_iterator<char>(std::cin), {}};
   if (!options.decode) {
-    auto ids = text.tokenize(input, !options.no_special, options.parse_special);
-    if (!ids.ok()) return fail(ids.status());
-    std::cout << boost::json::serialize(boost::json::array(ids->begin(), ids->end())) << "\n";
+    const auto encoded = text.tokenize(input, !options.no_special, options.parse_special);
+    if (!encoded.ok()) return fail(encoded.status());
+    const std::vector<int32_t>& ids = encoded->tokens;
+    std::cout << boost::json::serialize(boost::json::array(ids.begin(), ids.end())) << "\n";
+    warn_left_out(encoded->left_out);
     return kExitOk;
   }
   boost::system::error_code error;

@@ -79,18 +79,22 @@ def greedy(model, ids):
     return made
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_and_model(description):
+    """What every golden of the default model begins with."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=pathlib.Path, required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--check", action="store_true", help="remake and compare instead of writing")
     args = parser.parse_args()
     if golden.sha256(args.model) != MODEL_SHA256:
         sys.exit(f"{args.model}: SHA-256 is not {MODEL_SHA256}")
-
     transformers.utils.logging.disable_progress_bar()
     torch.set_grad_enabled(False)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    return args, transformers.AutoModelForCausalLM.from_pretrained(
         args.model.parent, gguf_file=args.model.name, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def main():
+    args, model = arguments_and_model(__doc__)
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr(), "the head must be tied"
     reader = gguf.GGUFReader(args.model)
     tokenizer = tokenizer_of(reader)

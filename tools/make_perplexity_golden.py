@@ -8,33 +8,21 @@
     tools/make_perplexity_golden.py --model "$(scripts/get-model smollm2)" [--check]
 """
 
-import argparse
 import math
-import pathlib
 import sys
 
 import gguf
 import torch
-import transformers
 
 import golden
-from make_logit_goldens import MODEL_SHA256, tokenizer_of
+from make_logit_goldens import MODEL_SHA256, arguments_and_model, tokenizer_of
 
 CONTEXT = 1024
 TEXT = golden.ROOT / "tests/data/tom_sawyer.txt"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=pathlib.Path, required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("--check", action="store_true", help="remake and compare instead of writing")
-    args = parser.parse_args()
-    if golden.sha256(args.model) != MODEL_SHA256:
-        sys.exit(f"{args.model}: SHA-256 is not {MODEL_SHA256}")
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_grad_enabled(False)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        args.model.parent, gguf_file=args.model.name, dtype=torch.float32, attn_implementation="eager").eval()
+    args, model = arguments_and_model(__doc__)
     ids = tokenizer_of(gguf.GGUFReader(args.model)).encode(TEXT.read_text(encoding="utf-8")).ids
 
     window_nll, window_tokens = [], []

@@ -11,10 +11,8 @@ per variant, of which the reader takes the best.
 
 import argparse
 import ctypes
-import hashlib
 import importlib.metadata
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -26,7 +24,8 @@ import numpy as np
 
 import llama_cpp as api
 
-BATCH_STEPS = 32   # of the test with a shared prompt, at most
+from driver import BATCH_STEPS, Output, add_common_arguments, add_model_arguments, integers, model_sha256
+
 MICRO_BATCH = 512  # llama.cpp's default
 FIRST_ID = 200     # pseudo-random tokens stay clear of the special ones
 TYPE_F32 = 0       # ggml's number
@@ -39,20 +38,8 @@ def log(level, text, user_data):
         sys.stderr.write(text.decode(errors="replace"))
 
 
-def integers(text):
-    return [int(part) for part in text.split(",")]
-
-
 def version():
     return f"llama-cpp-python {importlib.metadata.version('llama_cpp_python')}"
-
-
-def model_sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Model:
@@ -177,16 +164,6 @@ def shared_rates(context, random, sequences, shared, steps, repeats):
     return rates
 
 
-class Output:
-    """One JSON object a line, to a file or to standard output."""
-
-    def __init__(self, path):
-        self.stream = open(path, "w", encoding="utf-8") if path else sys.stdout
-
-    def write(self, record):
-        print(json.dumps(record), file=self.stream, flush=True)
-
-
 def bench_model(args):
     out = Output(args.json)
     model = Model(args.model)
@@ -194,10 +171,7 @@ def bench_model(args):
             "system": api.llama_print_system_info().decode().strip(" |")}
 
     def report(test, threads, variant, rates):
-        ordered = sorted(rates)
-        middle = (ordered[(len(rates) - 1) // 2] + ordered[len(rates) // 2]) / 2
-        out.write({**head, "test": test, "threads": threads, **variant, "tokens_per_second": middle,
-                   "repeats": rates})
+        out.write_rates(head, test, threads, variant, rates)
 
     for threads, flash in itertools.product(args.threads, (False, True)):
         random = Random(model.vocab_size)
@@ -280,16 +254,8 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("model", help="prompt and generation rates")
     two = commands.add_parser("perplexity", help="how well the model predicts a text")
-    for sub in (one, two):
-        sub.add_argument("-m", "--model", required=True, help="GGUF file")
-        sub.add_argument("--json", help="write JSON lines here instead of to standard output")
-    one.add_argument("-t", "--threads", type=integers, default=[1, 2])
-    one.add_argument("-p", "--prompt", type=int, default=512, help="tokens of the prompt test; 0: none")
-    one.add_argument("-n", "--generate", type=int, default=128, help="tokens of the generation tests; 0: none")
-    one.add_argument("-d", "--depth", type=integers, default=[0, 1024], help="context before generation")
-    one.add_argument("-b", "--batch", type=integers, default=[1, 16], help="sequences; above 1 over a shared prompt")
-    one.add_argument("--shared-prompt", type=int, default=1024)
-    one.add_argument("-r", "--repeats", type=int, default=3)
+    add_model_arguments(one)
+    add_common_arguments(two)
     one.set_defaults(run=bench_model)
     two.add_argument("-t", "--threads", type=integers, default=[2])
     two.add_argument("-f", "--file", required=True, help="UTF-8 text")

@@ -54,8 +54,6 @@ struct WorkPlanOptions {
   int threads = 1;        // of the pool that will run it
   bool dense = false;     // tables made of a caller's tensors: every feature is allowed, nothing is shared
   bool two_phase = true;  // false: every sequence walks its own table, shared or not (same bits)
-  // Positions of a segment. Only a test that shows what a moved edge does may change it.
-  int segment = kSegment;
 };
 
 // K+V tile pairs that the kernels read: one count for each (kv head, block) walk.
@@ -123,7 +121,6 @@ class WorkPlan {
   int heads_ = 0, kv_heads_ = 0, head_dim_ = 0;
   DType dtype_ = DType::f32;
   Mask mask_;
-  int tiles_per_segment_ = 0;
   // Per row of the plan (a token and a head of the group), the group innermost.
   std::vector<int32_t> batch_row_, position_, first_key_, end_key_;
   std::vector<Step> steps_;

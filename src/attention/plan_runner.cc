@@ -244,7 +244,7 @@ ItemRows PlanRunner::start_rows(int32_t first_row, int32_t rows, int kv_head, co
 bool PlanRunner::segment_ends(const WorkPlan::Item& item, int32_t step) const {
   const WorkPlan::Step* steps = plan_.steps_.data() + item.first_step;
   return step + 1 == item.steps ||
-         steps[step + 1].tile / plan_.tiles_per_segment_ != steps[step].tile / plan_.tiles_per_segment_;
+         steps[step + 1].tile / kTilesPerSegment != steps[step].tile / kTilesPerSegment;
 }
 
 void PlanRunner::run_item(int64_t unit, const Scratch& scratch) {

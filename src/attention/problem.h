@@ -10,6 +10,7 @@ namespace tessera::attention {
 // Keys are cut by position alone, counted from position 0 (law 1). Constant per backend.
 inline constexpr int kKeyTile = 64;
 inline constexpr int kSegment = 512;
+inline constexpr int kTilesPerSegment = kSegment / kKeyTile;
 
 // An additive mask below this hides the key (rule 3).
 inline constexpr float kHidingMask = -5e29f;

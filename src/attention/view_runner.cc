@@ -24,7 +24,6 @@ constexpr int kItemRows = 192;
 constexpr int kSplitRows = 64;
 constexpr int64_t kPackCost = 12;
 constexpr int64_t kItemsPerThread = 4;
-constexpr int kTilesPerSegment = kSegment / kKeyTile;
 
 int64_t align64(int64_t bytes) {
   return (bytes + 63) / 64 * 64;

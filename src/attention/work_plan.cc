@@ -217,12 +217,12 @@ class PlanBuilder {
 
   // One item for each segment and each set of slices that is connected inside it.
   void add_split_group(size_t a, size_t b, Range tiles, Candidate& c) const {
-    const int32_t per_segment = plan_.tiles_per_segment_;
     const int32_t first_token = slices_[a].first_token;
     std::vector<std::vector<int32_t>> partials(
         static_cast<size_t>(slices_[b - 1].first_token + slices_[b - 1].tokens - first_token));
-    for (int32_t segment = tiles.first / per_segment; segment * per_segment < tiles.end; ++segment) {
-      const int32_t from = segment * per_segment, to = std::min(from + per_segment, tiles.end);
+    for (int32_t segment = tiles.first / kTilesPerSegment; segment * kTilesPerSegment < tiles.end;
+         ++segment) {
+      const int32_t from = segment * kTilesPerSegment, to = std::min(from + kTilesPerSegment, tiles.end);
       for (size_t i = a; i < b;) {
         if (slices_[i].end_tile <= from || slices_[i].first_tile >= to) {
           ++i;
@@ -282,8 +282,8 @@ class PlanBuilder {
     for (size_t g = 0; g < groups.size(); ++g) {
       const size_t a = static_cast<size_t>(groups[g].first), b = static_cast<size_t>(groups[g].end);
       const Range tiles = tiles_of(a, b);
-      const bool several = tiles.end > 0 && tiles.first / plan_.tiles_per_segment_ !=
-                                                (tiles.end - 1) / plan_.tiles_per_segment_;
+      const bool several =
+          tiles.end > 0 && tiles.first / kTilesPerSegment != (tiles.end - 1) / kTilesPerSegment;
       if (options_.threads > 1 && several && costs[g] * kItemsPerThread > share) {
         add_split_group(a, b, tiles, c);
         continue;
@@ -356,9 +356,8 @@ WorkPlan::WorkPlan(std::span<const PagedSequence> sequences, const AttentionProb
       kv_heads_(problem.kv_heads),
       head_dim_(problem.head_dim),
       dtype_(problem.dtype),
-      mask_(problem.mask),
-      tiles_per_segment_(options.segment / kKeyTile) {
-  TESSERA_CHECK(options.threads >= 1 && options.segment >= kKeyTile && options.segment % kKeyTile == 0);
+      mask_(problem.mask) {
+  TESSERA_CHECK(options.threads >= 1);
   bool one_row_each = true;
   for (const PagedSequence& sequence : sequences) one_row_each &= sequence.rows <= 1;
   PlanBuilder(*this, options).build(sequences);

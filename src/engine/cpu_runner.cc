@@ -24,8 +24,9 @@ class CpuRunner final : public Runner {
 
   Status create(const StepLimits& limits) {
     const size_t row = static_cast<size_t>(executor_.vocab_size()) * sizeof(float);
-    TESSERA_ASSIGN_OR_RETURN(logits_,
-                             Buffer::create(row * static_cast<size_t>(limits.max_sequences), "logits"));
+    TESSERA_ASSIGN_OR_RETURN(logits_, Buffer::create(row * (static_cast<size_t>(limits.max_sequences) +
+                                                            static_cast<size_t>(limits.max_scored_rows)),
+                                                     "logits"));
     return {};
   }
 
@@ -112,13 +113,16 @@ class CpuRunner final : public Runner {
                     Scratch& scratch) {
     const PlanSample& from = plan.samples[index];
     const float* row = logits + static_cast<size_t>(from.logit_row) * vocab;
-    // The sampler writes into its row, and another sample may read the same one.
-    scratch.logits.assign(row, row + vocab);
     SampledToken token;
     if (!from.draw) {
-      token.nonfinite = any_nonfinite(scratch.logits);
+      token.nonfinite = any_nonfinite({row, vocab});
+      if (from.scored >= 0 && !token.nonfinite) {
+        token.logprobs = log_probabilities({row, vocab}, from.scored, from.logprobs, scratch.sampler);
+      }
       return token;
     }
+    // The sampler writes into its row, and another sample may read the same one.
+    scratch.logits.assign(row, row + vocab);
     plan.load_params(from, &scratch.params);
     const std::span<const int32_t> known = plan.history_output_of(from);
     scratch.output.assign(known.begin(), known.end());
@@ -144,7 +148,7 @@ class CpuRunner final : public Runner {
   model::Executor& executor_;
   ThreadPool& pool_;
   LogitsHook hook_;
-  Buffer logits_;                 // [max_sequences][vocab]
+  Buffer logits_;                 // [max_sequences + max_scored_rows][vocab]
   std::vector<Scratch> scratch_;  // [pool.size()]
   std::vector<int32_t> tokens_;
   std::vector<model::SequenceRows> sequences_;

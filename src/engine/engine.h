@@ -49,6 +49,9 @@ struct EngineOptions {
   std::function<std::unique_ptr<TextDecoder>()> make_decoder;  // one for each sample; engine's thread
 };
 
+// Prompt rows of one step whose logits are kept for prompt_logprobs: some 200 kB each.
+inline constexpr int kMaxScoredRows = 64;
+
 // The capacity that the engine's plans will have, for a runner that sizes its buffers by it.
 StepLimits step_limits(const EngineOptions& options);
 

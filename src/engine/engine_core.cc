@@ -41,6 +41,8 @@ struct EngineCore::Active {
   int open = 0;  // samples that have not ended
   int max_tokens = 0;
   int cached_tokens = 0;
+  uint64_t seed = 0;
+  std::shared_ptr<std::vector<TokenLogprobs>> prompt_logprobs;  // null unless asked for
   FinishReason worst = FinishReason::none;
   int64_t submitted_ns = 0, scheduled_ns = -1, first_token_ns = -1, last_token_ns = -1;
 };
@@ -49,6 +51,7 @@ StepLimits step_limits(const EngineOptions& options) {
   const int blocks = (options.limits.max_model_len + options.block_tokens - 1) / options.block_tokens;
   return {.max_rows = options.max_num_batched_tokens,
           .max_sequences = options.max_num_seqs,
+          .max_scored_rows = kMaxScoredRows,
           .max_blocks_per_sequence = blocks,
           .max_model_len = options.limits.max_model_len};
 }
@@ -123,6 +126,7 @@ SchedulerOptions EngineCore::scheduler_options() const {
           .batching = options_.batching,
           .max_num_seqs = options_.max_num_seqs,
           .max_num_batched_tokens = options_.max_num_batched_tokens,
+          .max_scored_rows = kMaxScoredRows,
           .lag = options_.lag};
 }
 
@@ -141,6 +145,14 @@ Status EngineCore::prepare() {
   return {};
 }
 
+// Of 53 bits: JSON readers that keep numbers as doubles must be able to send it back.
+uint64_t EngineCore::draw_seed() {
+  const auto words =
+      philox4x32({static_cast<uint32_t>(seeds_drawn_++), 0, 0x73656564u, 0},
+                 {static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)});
+  return (uint64_t{words[0]} << 32 | words[1]) >> 11;
+}
+
 void EngineCore::start(Request request, OutputSink sink, int64_t submitted_ns) {
   auto active = std::make_unique<Active>();
   active->number = ++last_number_;
@@ -151,22 +163,22 @@ void EngineCore::start(Request request, OutputSink sink, int64_t submitted_ns) {
   const int prompt = static_cast<int>(kept.prompt.size());
   active->max_tokens = std::min(kept.sampling.max_tokens, options_.limits.max_model_len - prompt);
   active->open = kept.n;
+  if (kept.sampling.prompt_logprobs >= 0) {
+    active->prompt_logprobs = std::make_shared<std::vector<TokenLogprobs>>();
+  }
   for (int i = 0; i < kept.n; ++i) {
     active->samples.push_back({std::make_unique<StopChecker>(kept.sampling, options_.eos_ids,
                                                              active->max_tokens, options_.make_decoder()),
                                false, -1});
   }
-  const auto drawn =
-      philox4x32({static_cast<uint32_t>(seeds_drawn_), 0, 0x73656564u, 0},
-                 {static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)});
-  if (!kept.sampling.seed) ++seeds_drawn_;
+  active->seed = kept.sampling.seed ? *kept.sampling.seed : draw_seed();
   ScheduledRequest scheduled{.id = active->number,
                              .key = {kept.tenant, kept.cache_salt, options_.adapter, options_.revision},
                              .prompt = kept.prompt,
                              .sampling = kept.sampling,
                              .n = kept.n,
                              .max_tokens = active->max_tokens,
-                             .seed = kept.sampling.seed.value_or(uint64_t{drawn[0]} << 32 | drawn[1]),
+                             .seed = active->seed,
                              .ends = StopChecker::ends(kept.sampling, options_.eos_ids)};
   observe(&metrics_.request_params_n, kept.n);
   observe(&metrics_.request_params_max_tokens, kept.sampling.max_tokens);
@@ -198,6 +210,7 @@ Output& EngineCore::output_of(Active& active, int sample) {
   output.index = sample;
   output.prompt_tokens = static_cast<int>(active.request.prompt.size());
   output.cached_tokens = active.cached_tokens;
+  output.seed = active.seed;
   return output;
 }
 
@@ -284,12 +297,14 @@ void EngineCore::take_token(Active& active, const TokenEvent& event) {
     active.first_token_ns = now;
     observe(&metrics_.time_to_first_token, seconds(active.submitted_ns, now));
   }
-  if (sample.last_token_ns >= 0) observe(&metrics_.inter_token_latency, seconds(sample.last_token_ns, now));
+  const bool first = sample.last_token_ns < 0;
+  if (!first) observe(&metrics_.inter_token_latency, seconds(sample.last_token_ns, now));
   sample.last_token_ns = active.last_token_ns = now;
   ++metrics_.generation_tokens;
 
   StopChecker::Update update = sample.stop->push(event.token);
   Output& output = output_of(active, event.sample);
+  if (first) output.prompt_logprobs = active.prompt_logprobs;
   output.tokens.push_back(event.token);
   if (active.request.sampling.logprobs >= 0) output.logprobs.push_back(event.logprobs);
   output.text += update.text;
@@ -308,7 +323,8 @@ void EngineCore::judge(const std::vector<TokenEvent>& events) {
     Sample& sample = active.samples[static_cast<size_t>(event.sample)];
     if (sample.done) continue;
     if (!event.nonfinite) {
-      take_token(active, event);
+      for (const TokenLogprobs& entry : event.prompt) active.prompt_logprobs->push_back(entry);
+      if (event.token >= 0) take_token(active, event);
       continue;
     }
     ++metrics_.nan_aborts;

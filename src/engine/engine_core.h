@@ -65,6 +65,7 @@ class EngineCore {
   struct Active;
 
   SchedulerOptions scheduler_options() const;
+  uint64_t draw_seed();
   Output& output_of(Active& active, int sample);
   void end_sample(Active& active, int sample, FinishReason reason);
   void end_request(Active& active, FinishReason reason, const Status& error, Disposal disposal);

@@ -96,8 +96,11 @@ Status validate(const SamplingParams& params, const Limits& limits) {
       check_range("repetition_penalty", params.repetition_penalty, kMinRepetition, kMaxRepetition));
   TESSERA_RETURN_IF_ERROR(check_range("presence_penalty", params.presence_penalty, -2.0f, 2.0f));
   TESSERA_RETURN_IF_ERROR(check_range("frequency_penalty", params.frequency_penalty, -2.0f, 2.0f));
-  if (params.logprobs < -1 || params.logprobs > kMaxLogprobs) {
-    return outside("logprobs", params.logprobs, format("between 0 and {}", kMaxLogprobs), "lower it");
+  for (const auto& [field, value] :
+       {std::pair{"logprobs", params.logprobs}, std::pair{"prompt_logprobs", params.prompt_logprobs}}) {
+    if (value < -1 || value > kMaxLogprobs) {
+      return outside(field, value, format("between 0 and {}", kMaxLogprobs), "lower it");
+    }
   }
   TESSERA_RETURN_IF_ERROR(check_stops(params, limits));
   return check_biases(params, limits);

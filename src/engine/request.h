@@ -26,9 +26,11 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // [-2, 2], over the output
   float frequency_penalty = 0.0f;   // [-2, 2], over the output
   std::vector<std::pair<int32_t, float>> logit_bias;  // (token id, [-100, 100])
-  std::optional<uint64_t> seed;                       // absent: the engine draws one and reports it
+  std::optional<uint64_t> seed;                       // absent: the engine draws one, see Output::seed
   int logprobs = -1;                                  // -1: none; 0..20: the chosen token's and the top k
-  std::vector<std::string> stop;                      // strings that end the answer and are cut from it
+  // The same for every token of the prompt but the first. Its rows are computed even when they are cached.
+  int prompt_logprobs = -1;
+  std::vector<std::string> stop;  // strings that end the answer and are cut from it
   std::vector<int32_t> stop_token_ids;
   bool include_stop_str_in_output = false;
   bool ignore_eos = false;
@@ -69,10 +71,14 @@ struct Output {
   int index = 0;                        // sample 0..n-1
   std::vector<int32_t> tokens;          // new ones
   std::vector<TokenLogprobs> logprobs;  // one for each of `tokens` when asked for
-  std::string text;                     // newly certain text
+  // With a sample's first token, when asked for: entry i is of prompt token i + 1. The samples share it.
+  std::shared_ptr<const std::vector<TokenLogprobs>> prompt_logprobs;
+  std::string text;  // newly certain text
   FinishReason finish = FinishReason::none;
   std::string stop_reason;  // the stop string or the stop token's id that ended it, if any
   Status error;             // not ok only with FinishReason::error
+  uint64_t seed = 0;  // of the request, or the one below 2^53 that was drawn for it: sent back with the same
+                      // request it gives the same tokens
   // Counted so far; cached_tokens is the part of the prompt whose K/V came out of the cache.
   int prompt_tokens = 0;
   int cached_tokens = 0;

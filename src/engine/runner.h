@@ -16,7 +16,7 @@ namespace tessera::engine {
 struct SampledToken {
   int32_t token = -1;      // -1 when nonfinite, or when the plan's sample has draw = false
   bool nonfinite = false;  // the row's logits hold a NaN or an infinity
-  TokenLogprobs logprobs;  // filled when the plan's sample asks for it
+  TokenLogprobs logprobs;  // filled when the plan's sample asks for it; `chosen` is the drawn or scored token
 };
 
 struct StepResult {

@@ -167,6 +167,16 @@ bool needs_history(const SamplingParams& params) {
          params.frequency_penalty != 0.0f;
 }
 
+TokenLogprobs log_probabilities(std::span<const float> logits, int32_t token, int top,
+                                SamplerScratch& scratch) {
+  TokenLogprobs result;
+  double log_normaliser = 0.0;
+  fill_logprobs(logits, top, scratch, &result, &log_normaliser);
+  const double value = logits[static_cast<size_t>(token)];
+  result.chosen = {token, static_cast<float>(value - log_normaliser)};
+  return result;
+}
+
 SampleResult sample(const SampleInput& input, SamplerScratch& scratch) {
   TESSERA_CHECK(input.params != nullptr && !input.logits.empty());
   const SamplingParams& params = *input.params;

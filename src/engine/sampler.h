@@ -49,6 +49,10 @@ struct SamplerScratch {
   std::vector<uint32_t> counts;
 };
 
+// Of `token` and the `top` likeliest, from raw logits [vocab]. REQUIRES: all finite.
+TokenLogprobs log_probabilities(std::span<const float> logits, int32_t token, int top,
+                                SamplerScratch& scratch);
+
 SampleResult sample(const SampleInput& input, SamplerScratch& scratch);
 
 }  // namespace tessera::engine

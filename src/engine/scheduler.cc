@@ -42,6 +42,7 @@ Status check_fits(const kvcache::KvCacheOptions& cache, int prompt_tokens, int m
 }
 
 void Scheduler::add(ScheduledRequest request) {
+  TESSERA_CHECK(request.sampling.prompt_logprobs < 0 || options_.max_scored_rows > 0);
   const auto shared = std::make_shared<const ScheduledRequest>(std::move(request));
   for (int sample = 0; sample < shared->n; ++sample) {
     auto sequence = std::make_shared<Sequence>();
@@ -60,6 +61,7 @@ bool Scheduler::plan(StepPlan* plan) {
   step_ = Step{plan_->step, {}};
   admissions_.clear();
   budget_ = options_.max_num_batched_tokens;
+  scores_left_ = options_.max_scored_rows;
   preempted_in_plan_ = false;
   plan_decodes();
   plan_prefills();
@@ -149,6 +151,8 @@ void Scheduler::plan_prefills() {
     int want = std::min(sequence->todo(), budget_);
     if (first) want = std::max(1, std::min(want, budget_ - rows_wanted_by_others(*sequence)));
     first = false;
+    want = scorable_rows(*sequence, want);
+    if (want == 0) continue;
     const size_t mark = journal_.undo.size();
     int rows = reserve(sequence, want, false);
     if (rows == 0) {  // then younger prefills give way, for one block
@@ -208,7 +212,7 @@ bool Scheduler::may_be_admitted(Sequence& sequence) const {
 // when that is a block, or half of its work.
 bool Scheduler::waits_for_leader(Sequence& sequence, int64_t found) const {
   if (!cache_.caching()) return false;
-  const int64_t last = sequence.known() - 1;  // at least one row is its own
+  const int64_t last = sequence.findable();
   int64_t best = found;
   for (const auto& [order, leader] : running_) {
     if (leader->joining || !leader->prefilling() || leader->request->key != sequence.request->key) continue;
@@ -238,8 +242,10 @@ int64_t Scheduler::promised_blocks() const {
 
 Scheduler::Admit Scheduler::admit(const SequencePtr& sequence) {
   const size_t mark = journal_.undo.size();
+  if (scores_left_ == 0 && sequence->scored < sequence->scorable()) return Admit::wait;
   const std::span<const int32_t> tokens(sequence->tokens);
-  kvcache::PrefixMatch match = cache_.match(sequence->request->key, tokens.first(tokens.size() - 1));
+  kvcache::PrefixMatch match =
+      cache_.match(sequence->request->key, tokens.first(static_cast<size_t>(sequence->findable())));
   if (waits_for_leader(*sequence, match.tokens(cache_.block_tokens()))) return Admit::wait;
   if (!running_.empty()) {
     const int64_t need = cache_.blocks_for(sequence->known() + 1) - static_cast<int64_t>(match.blocks.size());
@@ -259,7 +265,8 @@ Scheduler::Admit Scheduler::admit(const SequencePtr& sequence) {
   });
   adopt_match(sequence, std::move(match));
   const int found = sequence->scheduled;
-  const int rows = reserve(sequence, std::min(sequence->todo(), budget_), false);
+  const int want = scorable_rows(*sequence, std::min(sequence->todo(), budget_));
+  const int rows = reserve(sequence, want, false);
   if (rows == 0) {
     undo_to(mark);
     return Admit::no_room;
@@ -350,6 +357,13 @@ bool Scheduler::own_blocks(const SequencePtr& sequence, bool may_preempt) {
   return true;
 }
 
+// How many of the next `rows` rows may be in this plan: logits are kept of so many prompt rows only.
+int Scheduler::scorable_rows(const Sequence& sequence, int rows) const {
+  const int first = std::max(sequence.scheduled, sequence.scored);
+  const bool all = sequence.scorable() - first <= scores_left_;
+  return all ? rows : std::min(rows, first - sequence.scheduled + scores_left_);
+}
+
 // Makes up to `rows` positions from `scheduled` on writable; returns how many are.
 int Scheduler::reserve(const SequencePtr& sequence, int rows, bool may_preempt) {
   kvcache::BlockTable& table = sequence->table;
@@ -426,9 +440,11 @@ void Scheduler::emit(const SequencePtr& sequence, int rows) {
   });
   const bool draw = rows == sequence->todo();
   emit_rows(*sequence, rows);
-  Flight flight{sequence, sequence->scheduled, rows, -1, draw, nullptr};
+  Flight flight{.sequence = sequence, .first_position = sequence->scheduled, .rows = rows, .draw = draw};
+  add_scores(*sequence, rows, &flight);
   int32_t logit_row = -1;
-  if (draw || cache_.caching()) {
+  const bool last_is_scored = flight.scores > 0 && !draw;
+  if (!last_is_scored && (draw || cache_.caching())) {
     logit_row = plan_->num_logit_rows++;
     plan_->logit_rows[logit_row] = plan_->rows - 1;
     flight.sample = add_sample(*sequence, logit_row, draw);
@@ -460,7 +476,8 @@ void Scheduler::join_siblings(const SequencePtr& sequence, int32_t logit_row) {
     sibling->pending_sample = add_sample(*sibling, logit_row, true);
     sibling->pending = 1;
     sibling->planned_step = plan_->step;
-    step_.flights.push_back({sibling, 0, 0, sibling->pending_sample, true, sequence});
+    step_.flights.push_back(
+        {.sequence = sibling, .sample = sibling->pending_sample, .draw = true, .primary = sequence});
     remember([this, sibling] {
       waiting_.insert(running_.extract(sibling->order()));
       sibling->state = SequenceState::waiting;
@@ -468,6 +485,27 @@ void Scheduler::join_siblings(const SequencePtr& sequence, int32_t logit_row) {
       sibling->pending = 0;
       sibling->pending_sample = -1;
     });
+  }
+}
+
+// The last `rows` rows of the plan are the sequence's next; those of the prompt are asked how likely the
+// token behind them is.
+void Scheduler::add_scores(const Sequence& sequence, int rows, Flight* flight) {
+  const int first = std::max(sequence.scheduled, sequence.scored);
+  const int end = std::min(sequence.scheduled + rows, sequence.scorable());
+  if (first >= end) return;
+  TESSERA_CHECK(end - first <= scores_left_);
+  scores_left_ -= end - first;
+  flight->first_score = plan_->num_samples;
+  flight->scores = end - first;
+  for (int position = first; position < end; ++position) {
+    PlanSample& sample = plan_->samples[plan_->num_samples++];
+    sample = PlanSample{};
+    sample.logit_row = plan_->num_logit_rows++;
+    plan_->logit_rows[sample.logit_row] = plan_->rows - rows + position - sequence.scheduled;
+    sample.draw = false;
+    sample.scored = sequence.tokens[static_cast<size_t>(position) + 1];
+    sample.logprobs = sequence.request->sampling.prompt_logprobs;
   }
 }
 

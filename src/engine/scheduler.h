@@ -48,6 +48,7 @@ struct SchedulerOptions {
   Batching batching = Batching::continuous;
   int max_num_seqs = 32;
   int max_num_batched_tokens = 256;
+  int max_scored_rows = 0;  // of a step; 0: no request may ask for prompt_logprobs
   int lag = 0;
 };
 
@@ -58,13 +59,15 @@ struct SchedulerCounters {
   uint64_t cache_queries = 0, cache_hits = 0;  // prompt tokens at first admission, and those found
 };
 
-// One drawn token, or the news that a row's logits are not finite (then token is -1).
+// One drawn token, log-probabilities of prompt tokens, or both; or the news that a row's logits are not
+// finite (then token is -1).
 struct TokenEvent {
   uint64_t request = 0;
   int sample = 0;
   int32_t token = -1;
   bool nonfinite = false;
   TokenLogprobs logprobs;
+  std::vector<TokenLogprobs> prompt;  // of prompt tokens, behind those of the events before; token may be -1
 };
 
 struct Admission {
@@ -132,7 +135,8 @@ class Scheduler {
     int rows = 0;
     int sample = -1;  // index in the plan; -1: none
     bool draw = false;
-    SequencePtr primary;  // set when rows = 0: whose prompt it shares
+    int first_score = 0, scores = 0;  // samples in the plan that score the prompt
+    SequencePtr primary;              // set when rows = 0: whose prompt it shares
   };
   struct Step {
     uint64_t number = 0;
@@ -155,6 +159,7 @@ class Scheduler {
   void open_batch();
   int64_t promised_blocks() const;
   int rows_wanted_by_others(const Sequence& first) const;
+  int scorable_rows(const Sequence& sequence, int rows) const;
   int reserve(const SequencePtr& sequence, int rows, bool may_preempt);
   kvcache::BlockRef allocate(const Sequence& sequence, bool may_preempt);
   bool own_blocks(const SequencePtr& sequence, bool may_preempt);
@@ -164,6 +169,7 @@ class Scheduler {
   void emit(const SequencePtr& sequence, int rows);
   void emit_rows(const Sequence& sequence, int rows);
   void join_siblings(const SequencePtr& sequence, int32_t logit_row);
+  void add_scores(const Sequence& sequence, int rows, Flight* flight);
   int32_t add_sample(const Sequence& sequence, int32_t logit_row, bool draw);
   void add_copy(int32_t source, int32_t destination, int32_t count);
   void remember(std::function<void()> undo) { journal_.undo.push_back(std::move(undo)); }
@@ -186,6 +192,7 @@ class Scheduler {
   uint64_t last_step_ = 0;  // submitted
   uint64_t completed_ = 0;
   int budget_ = 0;
+  int scores_left_ = 0;  // of max_scored_rows
   bool preempted_in_plan_ = false;
   SchedulerCounters counters_;
 };

@@ -60,24 +60,36 @@ void Scheduler::complete(const StepResult& result, std::vector<TokenEvent>* even
   TESSERA_CHECK(!flights_.empty());
   const Step& step = flights_.front();  // stays in flight until nothing can throw any more
   int32_t samples = 0;
-  for (const Flight& flight : step.flights) samples = std::max(samples, flight.sample + 1);
+  for (const Flight& flight : step.flights) {
+    samples = std::max({samples, flight.sample + 1, flight.first_score + flight.scores});
+  }
   TESSERA_CHECK_MSG(result.samples.size() == static_cast<size_t>(samples),
                     "the runner answered another number of samples than it was asked for");
   for (const Flight& flight : step.flights) {
     const SampledToken* answer =
         flight.sample < 0 ? nullptr : &result.samples[static_cast<size_t>(flight.sample)];
-    const bool finite = answer == nullptr || !answer->nonfinite;
+    bool finite = answer == nullptr || !answer->nonfinite;
+    std::vector<TokenLogprobs> scores;
+    for (int i = flight.first_score; i < flight.first_score + flight.scores; ++i) {
+      finite = finite && !result.samples[static_cast<size_t>(i)].nonfinite;
+      scores.push_back(result.samples[static_cast<size_t>(i)].logprobs);
+    }
     if (flight.rows > 0) settle(flight, finite);
     if (flight.primary != nullptr && finite) settle_join(flight);
     Sequence& sequence = *flight.sequence;
     if (flight.draw) --sequence.pending;
-    if (sequence.state == SequenceState::finished || answer == nullptr) continue;
-    if (finite && !flight.draw) continue;
-    TokenEvent event{sequence.request->id, sequence.sample, answer->token, answer->nonfinite,
-                     answer->logprobs};
+    if (sequence.state == SequenceState::finished) continue;
+    if (finite && !flight.draw && scores.empty()) continue;
+    TokenEvent event{.request = sequence.request->id, .sample = sequence.sample, .nonfinite = !finite};
     if (finite) {
+      sequence.scored += flight.scores;
+      event.prompt = std::move(scores);
+    }
+    if (finite && flight.draw) {
       TESSERA_CHECK_MSG(answer->token >= 0, "the runner drew no token from finite logits");
       sequence.tokens.push_back(answer->token);
+      event.token = answer->token;
+      event.logprobs = answer->logprobs;
     }
     events->push_back(std::move(event));
   }

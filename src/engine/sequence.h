@@ -45,6 +45,7 @@ struct Sequence {
   int scheduled = 0;
   int verified = 0;
   int published = 0;
+  int scored = 0;               // prompt positions whose row's log-probabilities are known
   int pending = 0;              // tokens that are being drawn by steps in flight: 0..2
   int32_t pending_sample = -1;  // the last one's index in its step's plan
   bool joining = false;         // its prompt is another sample's, still in flight: no table yet
@@ -61,6 +62,13 @@ struct Sequence {
   int generated() const { return known() - prompt_tokens(); }
   // Rows until the next token can be drawn; 0: all that may be generated is, or is in flight.
   int todo() const { return joining || drawn() >= request->max_tokens ? 0 : known() + pending - scheduled; }
+  // Rows of [scored, scorable()) are asked for log-probabilities of the token behind them.
+  int scorable() const {
+    return sample == 0 && request->sampling.prompt_logprobs >= 0 ? prompt_tokens() - 1 : 0;
+  }
+  // Leading tokens whose rows need not be computed when their K/V are found: at least one row is its own, and
+  // a row without its log-probabilities has to be computed for them.
+  int findable() const { return scored < scorable() ? scored : known() - 1; }
   int drawn() const { return generated() + pending; }
   bool decoding() const { return todo() == 1 && drawn() > 0; }
   // Its K/V are not yet verified up to the token that is to be extended.

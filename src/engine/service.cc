@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <fstream>
 #include <optional>
 #include <random>
@@ -61,11 +62,13 @@ class Text {
 
   const tokenizer::Tokenizer& tokenizer() const { return *tokenizer_; }
 
-  Result<std::vector<int32_t>> tokenize(std::string_view input, bool add_special, bool parse_special) const {
-    return tokenizer_->encode(input, {.add_special = add_special, .parse_special = parse_special});
+  EncodedText tokenize(std::string_view input, bool add_special, bool parse_special) const {
+    EncodedText encoded;
+    encoded.tokens = tokenizer_->encode(input, {.add_special = add_special, .parse_special = parse_special},
+                                        &encoded.left_out);
+    return encoded;
   }
-  Result<std::vector<int32_t>> render(const std::vector<ChatMessage>& messages,
-                                      bool add_generation_prompt) const {
+  Result<EncodedText> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const {
     if (!template_) {
       return unsupported(
           "the model has no chat template; give one with --chat-template, or use /v1/completions",
@@ -77,7 +80,9 @@ class Text {
     TESSERA_ASSIGN_OR_RETURN(const tokenizer::RenderedChat rendered,
                              template_->render(plain, {.add_generation_prompt = add_generation_prompt,
                                                        .now = system_clock().unix_seconds()}));
-    return tokenizer::encode_chat(*tokenizer_, rendered);
+    EncodedText encoded;
+    encoded.tokens = tokenizer::encode_chat(*tokenizer_, rendered, &encoded.left_out);
+    return encoded;
   }
 
  private:
@@ -88,16 +93,15 @@ class Text {
 class PlainText final : public TextService {
  public:
   explicit PlainText(Text text) : text_(std::move(text)) {}
-  Result<std::vector<int32_t>> tokenize(std::string_view input, bool add_special,
-                                        bool parse_special) const override {
+  Result<EncodedText> tokenize(std::string_view input, bool add_special, bool parse_special) const override {
     return text_.tokenize(input, add_special, parse_special);
   }
   Result<std::string> detokenize(const std::vector<int32_t>& tokens) const override {
     return text_.tokenizer().decode(tokens);
   }
   std::string token_bytes(int32_t token) const override { return text_.tokenizer().token_bytes(token); }
-  Result<std::vector<int32_t>> render_chat(const std::vector<ChatMessage>& messages,
-                                           bool add_generation_prompt) const override {
+  Result<EncodedText> render_chat(const std::vector<ChatMessage>& messages,
+                                  bool add_generation_prompt) const override {
     return text_.render(messages, add_generation_prompt);
   }
 
@@ -166,7 +170,7 @@ class LoadedService final : public Service {
   static Result<std::unique_ptr<Service>> load(const ServiceOptions& options,
                                                const std::function<void(double)>& progress) {
     TESSERA_RETURN_IF_ERROR(check_options(options));
-    auto service = std::unique_ptr<LoadedService>(new LoadedService());
+    auto service = std::unique_ptr<LoadedService>(new LoadedService(options.log));
     TESSERA_ASSIGN_OR_RETURN(const model::ModelFile file, model::open_model(options.model_path));
     TESSERA_ASSIGN_OR_RETURN(Text text, Text::create(file, options.chat_template));
     service->text_ = std::make_unique<Text>(std::move(text));
@@ -177,27 +181,40 @@ class LoadedService final : public Service {
 
   const ModelCard& card() const override { return card_; }
   Limits limits() const override { return limits_; }
-  Result<std::vector<int32_t>> tokenize(std::string_view input, bool add_special,
-                                        bool parse_special) const override {
-    return text_->tokenize(input, add_special, parse_special);
+  Result<EncodedText> tokenize(std::string_view input, bool add_special, bool parse_special) const override {
+    EncodedText encoded = text_->tokenize(input, add_special, parse_special);
+    report_left_out(encoded.left_out);
+    return encoded;
   }
   Result<std::string> detokenize(const std::vector<int32_t>& tokens) const override {
     return text_->tokenizer().decode(tokens);
   }
   std::string token_bytes(int32_t token) const override { return text_->tokenizer().token_bytes(token); }
-  Result<std::vector<int32_t>> render_chat(const std::vector<ChatMessage>& messages,
-                                           bool add_generation_prompt) const override {
-    return text_->render(messages, add_generation_prompt);
+  Result<EncodedText> render_chat(const std::vector<ChatMessage>& messages,
+                                  bool add_generation_prompt) const override {
+    TESSERA_ASSIGN_OR_RETURN(EncodedText encoded, text_->render(messages, add_generation_prompt));
+    report_left_out(encoded.left_out);
+    return encoded;
   }
   Status submit(Request request, OutputSink sink) override {
     return engine_->submit(std::move(request), std::move(sink));
   }
   void cancel(const std::string& id) override { engine_->cancel(id); }
-  MetricsSnapshot metrics() const override { return engine_->metrics(); }
+  MetricsSnapshot metrics() const override {
+    MetricsSnapshot snapshot = engine_->metrics();
+    snapshot.left_out_bytes = left_out_bytes_;
+    return snapshot;
+  }
   void drain(int deadline_ms) override { engine_->drain(deadline_ms); }
 
  private:
-  LoadedService() = default;
+  explicit LoadedService(LogSink log) : log_(std::move(log)) {}
+
+  void report_left_out(size_t left_out) const {
+    if (left_out == 0) return;
+    left_out_bytes_ += left_out;
+    if (log_) log_(LogLevel::warning, left_out_message(left_out));
+  }
 
   Status create_executor(const model::ModelFile& file, const ServiceOptions& options,
                          const std::function<void(double)>& progress) {
@@ -288,6 +305,8 @@ class LoadedService final : public Service {
     return {};
   }
 
+  const LogSink log_;
+  mutable std::atomic<uint64_t> left_out_bytes_{0};
   // In the order in which they depend on each other; the engine goes first.
   ModelCard card_;
   Limits limits_;
@@ -299,6 +318,10 @@ class LoadedService final : public Service {
 };
 
 }  // namespace
+
+std::string left_out_message(size_t left_out) {
+  return format("a text lost {} of its bytes: the model's vocabulary has no token for them", left_out);
+}
 
 Result<std::unique_ptr<TextService>> load_text(const std::string& model_path) {
   TESSERA_ASSIGN_OR_RETURN(const model::ModelFile file, model::open_model(model_path));

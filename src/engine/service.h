@@ -68,6 +68,7 @@ struct MetricsSnapshot {
   uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0;
   uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;  // in tokens
   uint64_t preemptions = 0, steps = 0, evicted_blocks = 0, nan_aborts = 0;
+  uint64_t left_out_bytes = 0;                     // of texts, for want of a token in the vocabulary
   uint64_t attention_blocks_read = 0;              // K/V blocks, per layer and kv head group counted once
   uint64_t attention_shared_blocks_read = 0;       // of those, read once for several sequences
   double attention_seconds = 0, step_seconds = 0;  // time inside attention and inside whole model steps
@@ -84,23 +85,32 @@ struct MetricsSnapshot {
       request_params_max_tokens;
 };
 
+// Text as the model reads it.
+struct EncodedText {
+  std::vector<int32_t> tokens;
+  size_t left_out = 0;  // bytes of the text that no token of the vocabulary spells; they are not in `tokens`
+};
+
 // The text side of a model: tokenizer and chat template. Thread-safe.
 class TextService {
  public:
   virtual ~TextService() = default;
 
   // Text to ids. Special tokens in the text are plain text unless `parse_special`.
-  virtual Result<std::vector<int32_t>> tokenize(std::string_view text, bool add_special,
-                                                bool parse_special) const = 0;
+  virtual Result<EncodedText> tokenize(std::string_view text, bool add_special, bool parse_special) const = 0;
   virtual Result<std::string> detokenize(const std::vector<int32_t>& tokens) const = 0;
   // The bytes of one token, as the API's `bytes` field wants them (may be part of a code point).
   virtual std::string token_bytes(int32_t token) const = 0;
   // Renders the chat template and encodes it; only the template's own special tokens become special ids.
-  virtual Result<std::vector<int32_t>> render_chat(const std::vector<ChatMessage>& messages,
-                                                   bool add_generation_prompt) const = 0;
+  virtual Result<EncodedText> render_chat(const std::vector<ChatMessage>& messages,
+                                          bool add_generation_prompt) const = 0;
 };
 
-// Thread-safe: every function may be called from any thread.
+// What a user is told of text that did not reach the model whole.
+std::string left_out_message(size_t left_out);
+
+// Thread-safe: every function may be called from any thread. Text that loses bytes to the vocabulary is a
+// warning in the log and counted in MetricsSnapshot::left_out_bytes.
 class Service : public TextService {
  public:
   virtual const ModelCard& card() const = 0;

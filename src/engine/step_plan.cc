@@ -15,6 +15,7 @@ template <typename Visit>
 void for_each_array(StepPlan& plan, const StepLimits& limits, Visit&& visit) {
   const auto rows = static_cast<uint64_t>(limits.max_rows);
   const auto sequences = static_cast<uint64_t>(limits.max_sequences);
+  const uint64_t samples = sequences + static_cast<uint64_t>(limits.max_scored_rows);
   const auto table = static_cast<uint64_t>(limits.max_blocks_per_sequence);
   const auto length = static_cast<uint64_t>(limits.max_model_len);
   visit(plan.row_token, CheckedSize(rows));
@@ -26,8 +27,8 @@ void for_each_array(StepPlan& plan, const StepLimits& limits, Visit&& visit) {
   visit(plan.sequences, CheckedSize(sequences));
   visit(plan.tables, CheckedSize(sequences) * table);
   visit(plan.copies, CheckedSize(sequences) * (CheckedSize(table) + 1));
-  visit(plan.logit_rows, CheckedSize(sequences));
-  visit(plan.samples, CheckedSize(sequences));
+  visit(plan.logit_rows, CheckedSize(samples));
+  visit(plan.samples, CheckedSize(samples));
   visit(plan.ids, CheckedSize(sequences) * (CheckedSize(length) + kMaxBannedPerSample));
   visit(plan.biases, CheckedSize(sequences) * kMaxBiasesPerSample);
 }
@@ -36,7 +37,7 @@ void for_each_array(StepPlan& plan, const StepLimits& limits, Visit&& visit) {
 
 Result<StepPlan> StepPlan::create(const StepLimits& limits) {
   if (limits.max_rows < 1 || limits.max_sequences < 1 || limits.max_blocks_per_sequence < 1 ||
-      limits.max_model_len < 1) {
+      limits.max_model_len < 1 || limits.max_scored_rows < 0) {
     return invalid_argument(
         format("step limits: {} rows, {} sequences, {} blocks, {} tokens: each must be at "
                "least 1",

@@ -35,6 +35,7 @@ enum class RowKind : uint8_t { prompt, step };
 struct StepLimits {
   int max_rows = 0;                 // of one step
   int max_sequences = 0;            // with rows, or with samples
+  int max_scored_rows = 0;          // prompt rows with PlanSample::scored
   int max_blocks_per_sequence = 0;  // entries of one block table
   int max_model_len = 0;            // tokens of one sequence, for the history that penalties read
 };
@@ -52,11 +53,13 @@ struct TokenBias {
   float bias = 0.0f;
 };
 
-// One token to draw, or (draw = false) only the question whether the row's logits are finite: the last row of
-// every prefill chunk is asked for, so that no K/V enters the prefix tree unchecked.
+// One token to draw, or (draw = false) the question whether the row's logits are finite: the last row of
+// every prefill chunk is asked for, so that no K/V enters the prefix tree unchecked. With `scored`, also how
+// likely that token is.
 struct PlanSample {
   int32_t logit_row = 0;  // index into logit_rows
   bool draw = true;
+  int32_t scored = -1;  // with draw = false: the prompt's next token, or -1
   int32_t top_k = 0;
   float temperature = 1.0f;
   float top_p = 1.0f;

@@ -42,10 +42,12 @@ Input prepare(Context& context, const PackedWeight& weight, const LinearInput& x
 }
 
 BlockKernel block_kernel(const Kernels& table, DType kind) {
-  return kind == DType::q4_0 ? table.q4_0 : kind == DType::q4_1 ? table.q4_1 : table.q8_0;
+  const LinearKernels& linear = *table.linear;
+  return kind == DType::q4_0 ? linear.q4_0 : kind == DType::q4_1 ? linear.q4_1 : linear.q8_0;
 }
 PlainKernel plain_kernel(const Kernels& table, DType kind) {
-  return kind == DType::f32 ? table.f32 : kind == DType::f16 ? table.f16 : table.bf16;
+  const LinearKernels& linear = *table.linear;
+  return kind == DType::f32 ? linear.f32 : kind == DType::f16 ? linear.f16 : linear.bf16;
 }
 
 int64_t rows_of_tile(const Input& input, int64_t tile) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/format.h"
+#include "core/utf8.h"
 #include "server/json_writer.h"
 
 namespace tessera::server {
@@ -71,14 +72,28 @@ void Answer::take(int prompt, const engine::Output& output, std::string* events)
   if (choice.finish != engine::FinishReason::none) return;
   prompts_[prompt].prompt_tokens = std::max(prompts_[prompt].prompt_tokens, output.prompt_tokens);
   prompts_[prompt].cached_tokens = std::max(prompts_[prompt].cached_tokens, output.cached_tokens);
-  choice.completion_tokens = output.completion_tokens;
+  choice.completion_tokens = call_.prompt_only ? 0 : output.completion_tokens;
+  choice.seed = output.seed;
   if (!choice.begun) {
     choice.begun = true;
     if (!echoes_.empty()) {
       choice.text = echoes_[prompt];
       choice.text_offset = code_points(choice.text);
     }
-    if (call_.stream) begin(index, events);
+    Logprobs echoed;
+    if (output.prompt_logprobs != nullptr) collect_prompt(prompt, *output.prompt_logprobs, &echoed);
+    if (call_.stream) {
+      begin(index, echoed, events);
+    } else {
+      choice.logprobs = std::move(echoed);
+    }
+  }
+  if (call_.prompt_only) {
+    if (output.finish == engine::FinishReason::none) return;
+    choice.finish = engine::FinishReason::length;
+    --open_choices_;
+    if (call_.stream) append_finish(index, events);
+    return;
   }
   if (!call_.stream) {
     choice.text += output.text;
@@ -113,32 +128,56 @@ void Answer::collect(Choice& choice, const engine::Output& output, Logprobs* out
       out->content += "]}";
       continue;
     }
-    for (std::string* list : {&out->tokens, &out->token_logprobs, &out->top_logprobs, &out->text_offset})
-      comma(*list);
-    const std::string bytes = text_.token_bytes(entry.chosen.token);
-    append_json_string(out->tokens, token_text(bytes));
-    append_json_float(out->token_logprobs, entry.chosen.logprob);
-    append_json_int(out->text_offset, choice.text_offset);
-    choice.text_offset += code_points(bytes);
-    // The chosen token is always listed, so a map may hold one more than was asked for.
-    std::vector<engine::TokenLogprob> top = entry.top;
-    const auto is_chosen = [&](const engine::TokenLogprob& other) {
-      return other.token == entry.chosen.token;
-    };
-    if (std::none_of(top.begin(), top.end(), is_chosen)) top.push_back(entry.chosen);
-    std::vector<std::string> names;
-    out->top_logprobs += '{';
-    for (const engine::TokenLogprob& other : top) {
-      std::string name = token_text(text_.token_bytes(other.token));
-      // Two ids may print alike; the first, which is the likelier one, keeps the key.
-      if (std::find(names.begin(), names.end(), name) != names.end()) continue;
-      if (!names.empty()) out->top_logprobs += ',';
-      append_json_string(out->top_logprobs, name);
-      out->top_logprobs += ':';
-      append_json_float(out->top_logprobs, other.logprob);
-      names.push_back(std::move(name));
-    }
-    out->top_logprobs += '}';
+    const int32_t token = entry.chosen.token;
+    append_entry(token, &entry, choice.text_offset, out);
+    choice.text_offset += code_points(text_.token_bytes(token));
+  }
+}
+
+// One token in OpenAI's legacy form. `entry` is null for a prompt's first token, which nothing predicts.
+void Answer::append_entry(int32_t token, const engine::TokenLogprobs* entry, int64_t offset,
+                          Logprobs* out) const {
+  for (std::string* list : {&out->tokens, &out->token_logprobs, &out->top_logprobs, &out->text_offset})
+    comma(*list);
+  append_json_string(out->tokens, token_text(text_.token_bytes(token)));
+  append_json_int(out->text_offset, offset);
+  if (entry == nullptr) {
+    out->token_logprobs += "null";
+    out->top_logprobs += "null";
+    return;
+  }
+  append_json_float(out->token_logprobs, entry->chosen.logprob);
+  // The chosen token is always listed, so a map may hold one more than was asked for.
+  std::vector<engine::TokenLogprob> top = entry->top;
+  const auto is_chosen = [&](const engine::TokenLogprob& other) { return other.token == token; };
+  if (std::none_of(top.begin(), top.end(), is_chosen)) top.push_back(entry->chosen);
+  std::vector<std::string> names;
+  out->top_logprobs += '{';
+  for (const engine::TokenLogprob& other : top) {
+    std::string name = token_text(text_.token_bytes(other.token));
+    // Two ids may print alike; the first, which is the likelier one, keeps the key.
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    if (!names.empty()) out->top_logprobs += ',';
+    append_json_string(out->top_logprobs, name);
+    out->top_logprobs += ':';
+    append_json_float(out->top_logprobs, other.logprob);
+    names.push_back(std::move(name));
+  }
+  out->top_logprobs += '}';
+}
+
+// entries[i] is of prompt token i + 1. Special tokens that the echoed text does not show take no room in it.
+void Answer::collect_prompt(int prompt, const std::vector<engine::TokenLogprobs>& entries,
+                            Logprobs* out) const {
+  const std::vector<int32_t>& ids = prompt_ids_[static_cast<size_t>(prompt)];
+  std::string_view rest = echoes_[static_cast<size_t>(prompt)];
+  int64_t offset = 0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    append_entry(ids[i], i == 0 ? nullptr : &entries[i - 1], offset, out);
+    const std::string bytes = text_.token_bytes(ids[i]);
+    if (!rest.starts_with(bytes)) continue;
+    offset += code_points(bytes);
+    rest.remove_prefix(bytes.size());
   }
 }
 
@@ -163,7 +202,7 @@ void Answer::close_chunk(std::string* events) const {
   *events += call_.include_usage ? "}],\"usage\":null}\n\n" : "}]}\n\n";
 }
 
-void Answer::begin(int index, std::string* events) {
+void Answer::begin(int index, const Logprobs& prompt_logprobs, std::string* events) {
   const size_t prompt = static_cast<size_t>(index / call_.n);
   if (call_.chat) {
     open_chunk(index, events);
@@ -182,7 +221,12 @@ void Answer::begin(int index, std::string* events) {
   open_chunk(index, events);
   *events += ",\"text\":";
   append_json_string(*events, call_.echo ? echoes_[prompt] : std::string_view());
-  *events += ",\"logprobs\":null,\"finish_reason\":null";
+  if (call_.sampling.prompt_logprobs >= 0) {
+    append_logprobs(prompt_logprobs, events);
+  } else {
+    *events += ",\"logprobs\":null";
+  }
+  *events += ",\"finish_reason\":null";
   if (call_.return_token_ids) {
     *events += ",\"prompt_token_ids\":";
     append_json_ids(*events, prompt_ids_[prompt]);
@@ -205,8 +249,10 @@ void Answer::append_delta(int index, const std::string& text, const engine::Outp
   close_chunk(events);
 }
 
-void Answer::append_stop_reason(const Choice& choice, std::string* out) const {
-  *out += ",\"stop_reason\":";
+// finish_reason, and what OpenAI's API lacks: stop_reason, as vLLM has it, and the seed.
+void Answer::append_end_of(const Choice& choice, std::string* out) const {
+  *out += format(",\"finish_reason\":\"{}\",\"seed\":{},\"stop_reason\":", engine::name(choice.finish),
+                 choice.seed);
   if (choice.stop_reason.empty()) {
     *out += "null";
     return;
@@ -225,10 +271,8 @@ void Answer::append_stop_reason(const Choice& choice, std::string* out) const {
 void Answer::append_finish(int index, std::string* events) const {
   open_chunk(index, events);
   *events += call_.chat ? ",\"delta\":{}" : ",\"text\":\"\"";
-  *events += ",\"logprobs\":null,\"finish_reason\":\"";
-  *events += engine::name(choices_[index].finish);
-  *events += '"';
-  append_stop_reason(choices_[index], events);
+  *events += ",\"logprobs\":null";
+  append_end_of(choices_[index], events);
   close_chunk(events);
 }
 
@@ -266,10 +310,7 @@ void Answer::append_choice(int index, std::string* out) const {
     append_json_string(*out, choice.text);
   }
   append_logprobs(choice.logprobs, out);
-  *out += ",\"finish_reason\":\"";
-  *out += engine::name(choice.finish);
-  *out += '"';
-  append_stop_reason(choice, out);
+  append_end_of(choice, out);
   if (call_.return_token_ids) {
     *out += ",\"token_ids\":";
     append_json_ids(*out, choice.tokens);

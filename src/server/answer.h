@@ -51,6 +51,7 @@ class Answer {
     bool begun = false;
     engine::FinishReason finish = engine::FinishReason::none;
     std::string stop_reason;
+    uint64_t seed = 0;
     int completion_tokens = 0;
   };
   struct Prompt {
@@ -58,7 +59,7 @@ class Answer {
     int cached_tokens = 0;
   };
 
-  void begin(int index, std::string* events);
+  void begin(int index, const Logprobs& prompt, std::string* events);
   void append_delta(int index, const std::string& text, const engine::Output& output,
                     const Logprobs& logprobs, std::string* events) const;
   void append_finish(int index, std::string* events) const;
@@ -66,8 +67,10 @@ class Answer {
   void close_chunk(std::string* events) const;
   void append_choice(int index, std::string* out) const;
   void append_usage(std::string* out) const;
-  void append_stop_reason(const Choice& choice, std::string* out) const;
+  void append_end_of(const Choice& choice, std::string* out) const;
   void collect(Choice& choice, const engine::Output& output, Logprobs* out) const;
+  void collect_prompt(int prompt, const std::vector<engine::TokenLogprobs>& entries, Logprobs* out) const;
+  void append_entry(int32_t token, const engine::TokenLogprobs* entry, int64_t offset, Logprobs* out) const;
   void append_logprobs(const Logprobs& logprobs, std::string* out) const;
 
   const Call& call_;

@@ -20,6 +20,7 @@ struct Call {
   // Completions: one engine request for each prompt, each with its own n choices.
   std::vector<PromptInput> prompts;
   bool echo = false;
+  bool prompt_only = false;  // max_tokens 0: the one token that the engine draws is left out of the answer
   // Chat.
   std::vector<engine::ChatMessage> messages;
   bool add_generation_prompt = true;

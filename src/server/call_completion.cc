@@ -71,9 +71,15 @@ Fault parse_completion(const json::object& body, const CallRules& rules, Call* c
   TESSERA_RETURN_IF_FAULT(fields.take_int("max_tokens", INT32_MIN, INT32_MAX, &call->sampling.max_tokens));
   TESSERA_RETURN_IF_FAULT(fields.take_int("logprobs", 0, 20, &call->sampling.logprobs));
   TESSERA_RETURN_IF_FAULT(fields.take_bool("echo", &call->echo));
-  if (call->echo && call->sampling.logprobs >= 0) {
-    return unsupported_field("echo",
-                             "log-probabilities of a prompt are not computed: leave echo or logprobs out");
+  if (call->echo) {
+    engine::SamplingParams& sampling = call->sampling;
+    // One prompt's log-probabilities may be megabytes of JSON; nobody needs them n times.
+    if (sampling.logprobs >= 0 && call->n > 1) {
+      return invalid_value("n", format("n: {} is not allowed with echo and logprobs: it must be 1", call->n));
+    }
+    sampling.prompt_logprobs = sampling.logprobs;
+    call->prompt_only = sampling.max_tokens == 0 && sampling.min_tokens == 0;
+    if (call->prompt_only) sampling.max_tokens = 1;
   }
   TESSERA_RETURN_IF_FAULT(fields.refuse("suffix", "leave it out, text can only be continued at its end"));
   TESSERA_RETURN_IF_FAULT(fields.refuse("response_format", "leave it out"));

@@ -75,14 +75,14 @@ Fault Generation::check_length(size_t prompt, const std::string& param) const {
 
 Fault Generation::encode_prompts() {
   if (call_.chat) {
-    Result<std::vector<int32_t>> ids =
+    Result<engine::EncodedText> chat =
         shared_.service->render_chat(call_.messages, call_.add_generation_prompt);
-    if (!ids.ok()) {
-      ApiError error = from_status(ids.status());
+    if (!chat.ok()) {
+      ApiError error = from_status(chat.status());
       if (error.param.empty()) error.param = "messages";
       return error;
     }
-    prompts_.push_back(std::move(*ids));
+    prompts_.push_back(std::move(chat->tokens));
     return check_length(0, "messages");
   }
   for (size_t i = 0; i < call_.prompts.size(); ++i) {
@@ -99,13 +99,13 @@ Fault Generation::encode_prompts() {
         error.code = "context_length_exceeded";
         return error;
       }
-      Result<std::vector<int32_t>> ids = shared_.service->tokenize(*text, true, false);
-      if (!ids.ok()) {
-        ApiError error = from_status(ids.status());
+      Result<engine::EncodedText> encoded = shared_.service->tokenize(*text, true, false);
+      if (!encoded.ok()) {
+        ApiError error = from_status(encoded.status());
         if (error.param.empty()) error.param = param;
         return error;
       }
-      prompts_.push_back(std::move(*ids));
+      prompts_.push_back(std::move(encoded->tokens));
       if (call_.echo) echoes_.push_back(std::move(*text));
     } else {
       prompts_.push_back(std::move(std::get<std::vector<int32_t>>(input)));

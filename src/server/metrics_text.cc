@@ -92,6 +92,8 @@ void write_engine_counters(const engine::MetricsSnapshot& m, Writer& out) {
               m.preemptions);
   out.counter("tessera:engine_steps_total", "Steps of the engine.", m.steps);
   out.counter("tessera:evicted_blocks_total", "Cached KV blocks that were given up.", m.evicted_blocks);
+  out.counter("tessera:left_out_bytes_total", "Bytes of texts that the vocabulary has no token for.",
+              m.left_out_bytes);
   out.counter("tessera:nan_aborts_total", "Requests ended because a logit was not finite.", m.nan_aborts);
   out.counter("tessera:attention_blocks_read_total", "K/V blocks read by attention.",
               m.attention_blocks_read);

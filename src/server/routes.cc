@@ -289,7 +289,7 @@ std::string access_line(const AccessRecord& record) {
 
 void Routes::record(const AccessRecord& record) {
   ++counters_.responses[record.note[0] != '\0' ? 0 : record.status];
-  if (options_.log) options_.log(LogLevel::info, access_line(record));
+  if (options_.log && options_.access_log) options_.log(LogLevel::info, access_line(record));
 }
 
 HttpResponse Routes::health() const {
@@ -335,17 +335,18 @@ HttpResponse Routes::tokenize(const std::string& body) const {
   TokenizeCall call;
   if (const Fault fault = parse_tokenize(value.get_object(), shared_.rules, &call))
     return error_response(*fault);
-  const Result<std::vector<int32_t>> ids =
+  const Result<engine::EncodedText> encoded =
       call.chat ? service_.render_chat(call.messages, call.add_generation_prompt)
                 : service_.tokenize(call.text, call.add_special, call.parse_special);
-  if (!ids.ok()) {
-    ApiError error = from_status(ids.status());
+  if (!encoded.ok()) {
+    ApiError error = from_status(encoded.status());
     if (error.param.empty()) error.param = call.chat ? "messages" : "prompt";
     return error_response(error);
   }
   std::string out = "{\"tokens\":";
-  append_json_ids(out, *ids);
-  out += format(",\"count\":{},\"max_model_len\":{}}}\n", ids->size(), shared_.rules.limits.max_model_len);
+  append_json_ids(out, encoded->tokens);
+  out += format(",\"count\":{},\"max_model_len\":{},\"left_out_bytes\":{}}}\n", encoded->tokens.size(),
+                shared_.rules.limits.max_model_len, encoded->left_out);
   return {.body = std::move(out)};
 }
 

@@ -20,8 +20,9 @@ namespace asio = boost::asio;
 using tcp = asio::ip::tcp;
 using ErrorCode = boost::system::error_code;
 
-constexpr int kAcceptRetryMs = 100;  // after accept() failed, for want of descriptors or memory
-constexpr int kLastWordsMs = 500;    // after the drain deadline, for clients to take their error
+constexpr int kAcceptRetryMs = 100;               // after accept() failed, for want of descriptors or memory
+constexpr int64_t kAcceptLogNs = 60'000'000'000;  // between two lines about it
+constexpr int kLastWordsMs = 500;                 // after the drain deadline, for clients to take their error
 constexpr size_t kReadBytes = 64 * 1024;
 
 Status check_options(const ServerOptions& options) {
@@ -90,7 +91,7 @@ class Server::Impl {
     host_.emplace(ConnectionHost{.io = io_,
                                  .application = *routes_,
                                  .limits = options_.limits,
-                                 .clock = options_.clock != nullptr ? *options_.clock : system_clock(),
+                                 .clock = clock(),
                                  .scratch = std::string(kReadBytes, '\0'),
                                  .on_closed = [this](Connection* connection) { forget(connection); },
                                  .on_answered = [this] { check_drained(); }});
@@ -124,6 +125,7 @@ class Server::Impl {
   }
 
  private:
+  Clock& clock() const { return options_.clock != nullptr ? *options_.clock : system_clock(); }
   void log(LogLevel level, const std::string& line) const {
     if (options_.log) options_.log(level, line);
   }
@@ -150,7 +152,13 @@ class Server::Impl {
   // Out of descriptors: what is connected goes on being served, who waits in the backlog waits longer.
   void retry_accept(const ErrorCode& error) {
     if (error == asio::error::connection_aborted) return accept();
-    log(LogLevel::warning, format("server: cannot accept a connection ({}); trying again", error.message()));
+    const int64_t now = clock().now_ns();
+    if (now >= next_accept_log_ns_) {
+      next_accept_log_ns_ = now + kAcceptLogNs;
+      log(LogLevel::warning,
+          format("server: cannot accept connections ({}); those that are open go on, others wait",
+                 error.message()));
+    }
     retry_.expires_after(std::chrono::milliseconds(kAcceptRetryMs));
     retry_.async_wait([this](ErrorCode cancelled) {
       if (!cancelled) accept();
@@ -173,7 +181,8 @@ class Server::Impl {
   void start_draining() {
     if (routes_->draining()) return;
     routes_->start_draining();
-    log(LogLevel::info, format("server: draining, {} requests are running", busy()));
+    log(LogLevel::info,
+        format("server: draining, {} requests may run for {} s", busy(), options_.drain_ms / 1000));
     deadline_.expires_after(std::chrono::milliseconds(options_.drain_ms));
     deadline_.async_wait([this](ErrorCode cancelled) {
       if (cancelled) return;
@@ -220,6 +229,7 @@ class Server::Impl {
   std::unique_ptr<Routes> routes_;
   std::optional<ConnectionHost> host_;
   std::unordered_set<std::shared_ptr<Connection>> connections_;
+  int64_t next_accept_log_ns_ = 0;
   bool accepting_ = false;
   bool closing_ = false;
 };

@@ -57,7 +57,8 @@ struct ServerOptions {
   int workers = 2;  // threads that parse, tokenise and render
   // Seams.
   LogSink log;
-  Clock* clock = nullptr;  // null: the system's
+  bool access_log = false;  // one info line for each answer
+  Clock* clock = nullptr;   // null: the system's
 };
 
 class Server {

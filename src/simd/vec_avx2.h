@@ -20,9 +20,26 @@ struct Mask {
   __m256 v;  // all bits of a lane set or clear
 };
 
-TESSERA_VEC I32 set1_i32(int32_t x) {
-  return {_mm256_set1_epi32(x)};
+TESSERA_VEC I32 and_(I32 a, I32 b) {
+  return {_mm256_and_si256(a.v, b.v)};
 }
+TESSERA_VEC F32 as_f32(I32 a) {
+  return {_mm256_castsi256_ps(a.v)};
+}
+TESSERA_VEC I32 as_i32(F32 a) {
+  return {_mm256_castps_si256(a.v)};
+}
+
+}  // namespace TESSERA_SIMD_NAMESPACE
+}  // namespace tessera::simd
+
+#define TESSERA_MM(name) _mm256_##name
+#include "simd/vec_x86.h"
+#undef TESSERA_MM
+
+namespace tessera::simd {
+inline namespace TESSERA_SIMD_NAMESPACE {
+
 TESSERA_VEC I32 iota_i32() {
   return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)};
 }
@@ -33,53 +50,14 @@ TESSERA_VEC Mask first_n(int n) {
   return {_mm256_castsi256_ps(first_n_bits(n))};
 }
 
-TESSERA_VEC F32 zero() {
-  return {_mm256_setzero_ps()};
-}
-TESSERA_VEC F32 set1(float x) {
-  return {_mm256_set1_ps(x)};
-}
-TESSERA_VEC F32 load(const float* p) {
-  return {_mm256_loadu_ps(p)};
-}
 TESSERA_VEC F32 load_n(const float* p, int n) {
   return {_mm256_maskload_ps(p, first_n_bits(n))};
-}
-TESSERA_VEC void store(float* p, F32 a) {
-  _mm256_storeu_ps(p, a.v);
 }
 TESSERA_VEC void store_n(float* p, F32 a, int n) {
   _mm256_maskstore_ps(p, first_n_bits(n), a.v);
 }
-TESSERA_VEC F32 operator+(F32 a, F32 b) {
-  return {_mm256_add_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 operator-(F32 a, F32 b) {
-  return {_mm256_sub_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 operator*(F32 a, F32 b) {
-  return {_mm256_mul_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 operator/(F32 a, F32 b) {
-  return {_mm256_div_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 fma(F32 a, F32 b, F32 c) {
-  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
-}
-TESSERA_VEC F32 fnma(F32 a, F32 b, F32 c) {
-  return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
-}
-TESSERA_VEC F32 max(F32 a, F32 b) {
-  return {_mm256_max_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 min(F32 a, F32 b) {
-  return {_mm256_min_ps(a.v, b.v)};
-}
 TESSERA_VEC F32 abs(F32 a) {
   return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)};
-}
-TESSERA_VEC F32 sqrt(F32 a) {
-  return {_mm256_sqrt_ps(a.v)};
 }
 TESSERA_VEC F32 round(F32 a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -123,19 +101,13 @@ TESSERA_VEC bool any(Mask m) {
 }
 
 TESSERA_VEC float reduce_add(F32 a) {
-  const __m128 c = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
-  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+  return reduce_add(_mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1)));
 }
 TESSERA_VEC float reduce_max(F32 a) {
-  const __m128 c = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  const __m128 d = _mm_max_ps(c, _mm_movehl_ps(c, c));
-  return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
+  return reduce_max(_mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1)));
 }
 TESSERA_VEC float reduce_min(F32 a) {
-  const __m128 c = _mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  const __m128 d = _mm_min_ps(c, _mm_movehl_ps(c, c));
-  return _mm_cvtss_f32(_mm_min_ss(d, _mm_movehdup_ps(d)));
+  return reduce_min(_mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1)));
 }
 
 TESSERA_VEC I32 load_i32(const void* p) {
@@ -144,26 +116,6 @@ TESSERA_VEC I32 load_i32(const void* p) {
 TESSERA_VEC void store_i32(void* p, I32 a) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), a.v);
 }
-TESSERA_VEC I32 operator+(I32 a, I32 b) {
-  return {_mm256_add_epi32(a.v, b.v)};
-}
-TESSERA_VEC I32 operator-(I32 a, I32 b) {
-  return {_mm256_sub_epi32(a.v, b.v)};
-}
-TESSERA_VEC I32 operator*(I32 a, I32 b) {
-  return {_mm256_mullo_epi32(a.v, b.v)};
-}
-template <int n>
-TESSERA_VEC I32 shift_left(I32 a) {
-  return {_mm256_slli_epi32(a.v, n)};
-}
-template <int n>
-TESSERA_VEC I32 shift_right(I32 a) {
-  return {_mm256_srai_epi32(a.v, n)};
-}
-TESSERA_VEC I32 and_(I32 a, I32 b) {
-  return {_mm256_and_si256(a.v, b.v)};
-}
 TESSERA_VEC I32 xor_(I32 a, I32 b) {
   return {_mm256_xor_si256(a.v, b.v)};
 }
@@ -171,18 +123,6 @@ TESSERA_VEC I32 mul_high_u32(I32 a, I32 b) {
   const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(a.v, b.v), 32);
   const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), _mm256_srli_epi64(b.v, 32));
   return {_mm256_blend_epi32(even, odd, 0xaa)};
-}
-TESSERA_VEC F32 to_f32(I32 a) {
-  return {_mm256_cvtepi32_ps(a.v)};
-}
-TESSERA_VEC I32 to_i32(F32 a) {
-  return {_mm256_cvtps_epi32(a.v)};
-}
-TESSERA_VEC F32 as_f32(I32 a) {
-  return {_mm256_castsi256_ps(a.v)};
-}
-TESSERA_VEC I32 as_i32(F32 a) {
-  return {_mm256_castps_si256(a.v)};
 }
 // vpmaddubsw saturates its sums of two: exact only while |a0 * b0 + a1 * b1| <= 32767 (a <= 127 is enough).
 TESSERA_VEC I32 dot4(I32 acc, I32 a_u8, I32 b_i8) {
@@ -198,15 +138,6 @@ TESSERA_VEC F32 scale_by_power(F32 p, F32 n) {
   return p * as_f32(shift_left<23>(to_i32(n) + set1_i32(127)));
 }
 
-TESSERA_VEC F32 low_bf16(I32 pairs) {
-  return as_f32(shift_left<16>(pairs));
-}
-TESSERA_VEC F32 high_bf16(I32 pairs) {
-  return as_f32(and_(pairs, set1_i32(static_cast<int32_t>(0xffff0000u))));
-}
-TESSERA_VEC I32 keep_low(I32 pairs) {
-  return and_(pairs, set1_i32(0xffff));
-}
 TESSERA_VEC F32 widen_bf16(__m128i bits) {
   return as_f32(shift_left<16>(I32{_mm256_cvtepu16_epi32(bits)}));
 }
@@ -252,13 +183,6 @@ TESSERA_VEC I32 load_u8(const uint8_t* p) {
 TESSERA_VEC void store_i8(int8_t* p, I32 a) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
-}
-
-TESSERA_VEC void prefetch_near(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
-TESSERA_VEC void prefetch_far(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 }  // namespace TESSERA_SIMD_NAMESPACE

@@ -26,57 +26,38 @@ struct Mask {
   __mmask16 v;
 };
 
+TESSERA_VEC I32 and_(I32 a, I32 b) {
+  return {_mm512_and_si512(a.v, b.v)};
+}
+TESSERA_VEC F32 as_f32(I32 a) {
+  return {_mm512_castsi512_ps(a.v)};
+}
+TESSERA_VEC I32 as_i32(F32 a) {
+  return {_mm512_castps_si512(a.v)};
+}
+
+}  // namespace TESSERA_SIMD_NAMESPACE
+}  // namespace tessera::simd
+
+#define TESSERA_MM(name) _mm512_##name
+#include "simd/vec_x86.h"
+#undef TESSERA_MM
+
+namespace tessera::simd {
+inline namespace TESSERA_SIMD_NAMESPACE {
+
 TESSERA_VEC Mask first_n(int n) {
   return {static_cast<__mmask16>((1u << n) - 1u)};
 }
 
-TESSERA_VEC F32 zero() {
-  return {_mm512_setzero_ps()};
-}
-TESSERA_VEC F32 set1(float x) {
-  return {_mm512_set1_ps(x)};
-}
-TESSERA_VEC F32 load(const float* p) {
-  return {_mm512_loadu_ps(p)};
-}
 TESSERA_VEC F32 load_n(const float* p, int n) {
   return {_mm512_maskz_loadu_ps(first_n(n).v, p)};
-}
-TESSERA_VEC void store(float* p, F32 a) {
-  _mm512_storeu_ps(p, a.v);
 }
 TESSERA_VEC void store_n(float* p, F32 a, int n) {
   _mm512_mask_storeu_ps(p, first_n(n).v, a.v);
 }
-TESSERA_VEC F32 operator+(F32 a, F32 b) {
-  return {_mm512_add_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 operator-(F32 a, F32 b) {
-  return {_mm512_sub_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 operator*(F32 a, F32 b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 operator/(F32 a, F32 b) {
-  return {_mm512_div_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 fma(F32 a, F32 b, F32 c) {
-  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-}
-TESSERA_VEC F32 fnma(F32 a, F32 b, F32 c) {
-  return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
-}
-TESSERA_VEC F32 max(F32 a, F32 b) {
-  return {_mm512_max_ps(a.v, b.v)};
-}
-TESSERA_VEC F32 min(F32 a, F32 b) {
-  return {_mm512_min_ps(a.v, b.v)};
-}
 TESSERA_VEC F32 abs(F32 a) {
   return {_mm512_abs_ps(a.v)};
-}
-TESSERA_VEC F32 sqrt(F32 a) {
-  return {_mm512_sqrt_ps(a.v)};
 }
 TESSERA_VEC F32 round(F32 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)};
@@ -130,26 +111,17 @@ TESSERA_VEC __m256 high_half(F32 a) {
 }
 TESSERA_VEC float reduce_add(F32 a) {
   const __m256 b = _mm256_add_ps(low_half(a), high_half(a));
-  const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-  const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
-  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+  return reduce_add(_mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)));
 }
 TESSERA_VEC float reduce_max(F32 a) {
   const __m256 b = _mm256_max_ps(low_half(a), high_half(a));
-  const __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-  const __m128 d = _mm_max_ps(c, _mm_movehl_ps(c, c));
-  return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
+  return reduce_max(_mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)));
 }
 TESSERA_VEC float reduce_min(F32 a) {
   const __m256 b = _mm256_min_ps(low_half(a), high_half(a));
-  const __m128 c = _mm_min_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-  const __m128 d = _mm_min_ps(c, _mm_movehl_ps(c, c));
-  return _mm_cvtss_f32(_mm_min_ss(d, _mm_movehdup_ps(d)));
+  return reduce_min(_mm_min_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)));
 }
 
-TESSERA_VEC I32 set1_i32(int32_t x) {
-  return {_mm512_set1_epi32(x)};
-}
 TESSERA_VEC I32 load_i32(const void* p) {
   return {_mm512_loadu_si512(p)};
 }
@@ -159,26 +131,6 @@ TESSERA_VEC void store_i32(void* p, I32 a) {
 TESSERA_VEC I32 iota_i32() {
   return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
 }
-TESSERA_VEC I32 operator+(I32 a, I32 b) {
-  return {_mm512_add_epi32(a.v, b.v)};
-}
-TESSERA_VEC I32 operator-(I32 a, I32 b) {
-  return {_mm512_sub_epi32(a.v, b.v)};
-}
-TESSERA_VEC I32 operator*(I32 a, I32 b) {
-  return {_mm512_mullo_epi32(a.v, b.v)};
-}
-template <int n>
-TESSERA_VEC I32 shift_left(I32 a) {
-  return {_mm512_slli_epi32(a.v, n)};
-}
-template <int n>
-TESSERA_VEC I32 shift_right(I32 a) {
-  return {_mm512_srai_epi32(a.v, n)};
-}
-TESSERA_VEC I32 and_(I32 a, I32 b) {
-  return {_mm512_and_si512(a.v, b.v)};
-}
 TESSERA_VEC I32 xor_(I32 a, I32 b) {
   return {_mm512_xor_si512(a.v, b.v)};
 }
@@ -187,31 +139,10 @@ TESSERA_VEC I32 mul_high_u32(I32 a, I32 b) {
   const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32));
   return {_mm512_mask_blend_epi32(0xaaaa, even, odd)};
 }
-TESSERA_VEC F32 to_f32(I32 a) {
-  return {_mm512_cvtepi32_ps(a.v)};
-}
-TESSERA_VEC I32 to_i32(F32 a) {
-  return {_mm512_cvtps_epi32(a.v)};
-}
-TESSERA_VEC F32 as_f32(I32 a) {
-  return {_mm512_castsi512_ps(a.v)};
-}
-TESSERA_VEC I32 as_i32(F32 a) {
-  return {_mm512_castps_si512(a.v)};
-}
 TESSERA_VEC I32 dot4(I32 acc, I32 a_u8, I32 b_i8) {
   return {_mm512_dpbusd_epi32(acc.v, a_u8.v, b_i8.v)};
 }
 
-TESSERA_VEC F32 low_bf16(I32 pairs) {
-  return as_f32(shift_left<16>(pairs));
-}
-TESSERA_VEC F32 high_bf16(I32 pairs) {
-  return as_f32(and_(pairs, set1_i32(static_cast<int32_t>(0xffff0000u))));
-}
-TESSERA_VEC I32 keep_low(I32 pairs) {
-  return and_(pairs, set1_i32(0xffff));
-}
 TESSERA_VEC F32 widen_bf16(__m256i bits) {
   return as_f32(shift_left<16>(I32{_mm512_cvtepu16_epi32(bits)}));
 }
@@ -267,13 +198,6 @@ TESSERA_VEC I32 load_u8(const uint8_t* p) {
 }
 TESSERA_VEC void store_i8(int8_t* p, I32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
-}
-
-TESSERA_VEC void prefetch_near(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
-TESSERA_VEC void prefetch_far(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 }  // namespace TESSERA_SIMD_NAMESPACE

@@ -1,11 +1,12 @@
-// UTF-8 and the few Unicode properties that pre-tokenizers and templates ask for. Thread-safe: constant data
-// only.
+// The few Unicode properties that pre-tokenizers and templates ask for; UTF-8 itself is in core/utf8.h.
+// Thread-safe: constant data only.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
+
+#include "core/utf8.h"
 
 namespace tessera::tokenizer {
 
@@ -30,35 +31,6 @@ inline bool is_python_space(uint32_t code) {
 }
 // Python's str.isprintable() for one code point.
 bool is_printable(uint32_t code);
-
-// What a byte that is no part of well-formed UTF-8 decodes to: outside Unicode, class `hidden`.
-constexpr uint32_t kInvalidByte = 0x110000;
-constexpr std::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
-
-struct Utf8Char {
-  uint32_t code;    // kInvalidByte when text[at] does not begin a well-formed sequence
-  uint32_t length;  // in bytes; 1 for kInvalidByte
-};
-// REQUIRES: at < text.size().
-Utf8Char decode_utf8(std::string_view text, size_t at);
-void append_utf8(std::string& out, uint32_t code);
-bool is_utf8(std::string_view text);
-size_t count_code_points(std::string_view text);  // an invalid byte counts as one
-
-// Replaces each maximal ill-formed part by U+FFFD, as Python's errors="replace" does, across any cut of the
-// input.
-class Utf8Repairer {
- public:
-  // Appends to `out` what is certain after `bytes`; an incomplete sequence at the end is held (at most 3
-  // bytes).
-  void push(std::string_view bytes, std::string& out);
-  // The end of the input: a held part becomes one U+FFFD.
-  void finish(std::string& out);
-
- private:
-  char held_[4] = {};
-  uint32_t held_size_ = 0;
-};
 
 // Python's str.upper, str.lower, str.title and str.capitalize, special casings and final sigma included.
 std::string to_upper(std::string_view text);

@@ -329,5 +329,66 @@ TEST(EngineCore, BadOptionsAreNamed) {
   EXPECT_EQ(EngineCore::check_options(options).field(), "num_blocks");
 }
 
+TEST(EngineCore, PromptLogprobsAreTheSameCachedOrNotAndInWhateverChunks) {
+  for (const int lag : {0, 1}) {
+    EngineOptions options = Harness::options(256, 16);
+    options.lag = lag;
+    Harness h(options);
+    const SamplingParams asking{.prompt_logprobs = 2};
+    const std::vector<int32_t> prompt = make_prompt(300, 1);
+    ASSERT_TRUE(h.add("cache", prompt, 5).ok());
+    h.finish();
+    ASSERT_TRUE(h.add("cached", prompt, 5, asking).ok());
+    ASSERT_TRUE(h.add("again", prompt, 5, asking).ok());
+    ASSERT_TRUE(h.add("beside", make_prompt(200, 2), 5, asking, 3).ok());
+    ASSERT_TRUE(h.add("one token", make_prompt(1, 3), 5, asking).ok());
+    ASSERT_TRUE(h.add("plain", make_prompt(40, 4), 5).ok());
+    h.finish();
+    for (const char* id : {"cached", "again", "beside", "one token"}) {
+      h.expect_full_answer(id);
+      h.expect_prompt_logprobs(id);
+    }
+    EXPECT_EQ(h.answers["cached"].cached_tokens, 0);
+    EXPECT_TRUE(h.answers["plain"].prompt_logprobs.empty());
+    EXPECT_EQ(h.runner.scored_rows, 299 + 299 + 199);
+    // What such a request computed serves the next one.
+    ASSERT_TRUE(h.add("after", joined(make_prompt(200, 2), {1}), 5).ok());
+    h.finish();
+    EXPECT_EQ(h.answers["after"].cached_tokens, 200);
+  }
+}
+
+TEST(EngineCore, APreemptedPromptIsScoredOnce) {
+  for (const int lag : {0, 1}) {
+    EngineOptions options = Harness::options(40, 16);
+    options.lag = lag;
+    Harness h(options);
+    for (int i = 0; i < 12; ++i) {
+      ASSERT_TRUE(h.add(std::to_string(i), make_prompt(150 + i, i), 60 + i, {.prompt_logprobs = 0}).ok());
+    }
+    h.finish();
+    EXPECT_GT(h.core.scheduler().counters().preemptions, 0u);
+    int64_t wanted = 0;
+    for (const auto& [id, request] : h.requests) {
+      h.expect_full_answer(id);
+      h.expect_prompt_logprobs(id);
+      wanted += static_cast<int64_t>(request.prompt.size()) - 1;
+    }
+    EXPECT_EQ(h.runner.scored_rows, wanted);
+  }
+}
+
+TEST(EngineCore, ANonfiniteRowInsideAScoredPromptEndsTheRequest) {
+  Harness h(Harness::options(64, 16));
+  h.runner.poison = 777;
+  ASSERT_TRUE(
+      h.add("bad", joined(make_prompt(20, 1), joined({777}, make_prompt(20, 2))), 5, {.prompt_logprobs = 0})
+          .ok());
+  h.finish();
+  EXPECT_EQ(h.answers["bad"].finish[0], FinishReason::error);
+  EXPECT_TRUE(h.answers["bad"].tokens[0].empty());
+  EXPECT_EQ(h.pool().cached(), 0);
+}
+
 }  // namespace
 }  // namespace tessera::engine::testing

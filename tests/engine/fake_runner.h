@@ -38,6 +38,24 @@ struct FakeModel {
       hash = mix(hash, 1);
     }
   }
+  // Of `token` behind a prefix.
+  static TokenLogprobs score(uint64_t prefix, int32_t token, int top) {
+    const uint64_t hash = mix(prefix, static_cast<uint64_t>(token));
+    TokenLogprobs result{.chosen = {token, -static_cast<float>(hash >> 40)}};
+    for (int i = 0; i < top; ++i)
+      result.top.push_back({token + i, result.chosen.logprob - static_cast<float>(i)});
+    return result;
+  }
+  // What a request must hear of its prompt.
+  std::vector<TokenLogprobs> expected_scores(const std::vector<int32_t>& prompt, int top) const {
+    uint64_t hash = kStart;
+    std::vector<TokenLogprobs> scores;
+    for (size_t i = 0; i + 1 < prompt.size(); ++i) {
+      hash = mix(hash, static_cast<uint64_t>(prompt[i]));
+      scores.push_back(score(hash, prompt[i + 1], top));
+    }
+    return scores;
+  }
   // The first `count` tokens of a sample, without stop conditions.
   std::vector<int32_t> expected_tokens(const std::vector<int32_t>& prompt, uint64_t seed, uint32_t stream,
                                        int count, std::span<const int32_t> banned = {}) const {
@@ -58,7 +76,7 @@ class FakeRunner final : public Runner {
       : model_(model), block_tokens_(block_tokens), slots_(static_cast<size_t>(num_blocks * block_tokens)) {}
 
   std::vector<std::string> errors;
-  int64_t steps = 0, prompt_rows = 0, step_rows = 0, copied_rows = 0;
+  int64_t steps = 0, prompt_rows = 0, step_rows = 0, copied_rows = 0, scored_rows = 0;
   int max_rows_seen = 0, max_sequences_seen = 0;
   int32_t poison = -1;  // rows that can see this token have logits that are not finite
   int64_t throw_in_submit = 0, throw_in_wait = 0;  // the step (from 1) that throws
@@ -192,6 +210,10 @@ class FakeRunner final : public Runner {
     const Prefix& prefix = prefix_[static_cast<size_t>(row)];
     SampledToken result;
     result.nonfinite = prefix.poisoned;
+    if (sample.scored >= 0 && !result.nonfinite) {
+      ++scored_rows;
+      result.logprobs = FakeModel::score(prefix.hash, sample.scored, sample.logprobs);
+    }
     if (!sample.draw || result.nonfinite) return result;
     if (sample.history_prompt > 0) check_history(plan, sample, row);
     result.token =

@@ -27,6 +27,7 @@ struct Answer {
   std::map<int, FinishReason> finish;
   std::map<int, std::string> stop_reason;
   std::map<int, size_t> logprobs;
+  std::map<int, std::vector<TokenLogprobs>> prompt_logprobs;
   Status error;
   int cached_tokens = 0;
   int prompt_tokens = 0;
@@ -89,6 +90,21 @@ class Harness {
     EXPECT_TRUE(core.idle()) << "requests are left";
     check_runner();
   }
+  // What the request must have heard of its prompt.
+  void expect_prompt_logprobs(const std::string& id) {
+    for (int i = 0; i < requests.at(id).n; ++i) expect_prompt_logprobs(id, i);
+  }
+  void expect_prompt_logprobs(const std::string& id, int sample) {
+    const Request& request = requests.at(id);
+    const auto expected = runner.model().expected_scores(request.prompt, request.sampling.prompt_logprobs);
+    const std::vector<TokenLogprobs>& got = answers[id].prompt_logprobs[sample];
+    ASSERT_EQ(got.size(), expected.size()) << id << ", sample " << sample;
+    for (size_t t = 0; t < got.size(); ++t) {
+      EXPECT_EQ(got[t].chosen.token, expected[t].chosen.token) << id << ", token " << t + 1;
+      EXPECT_EQ(got[t].chosen.logprob, expected[t].chosen.logprob) << id << ", token " << t + 1;
+      EXPECT_EQ(got[t].top.size(), expected[t].top.size());
+    }
+  }
   void check_runner() {
     for (const std::string& error : runner.errors) ADD_FAILURE() << error;
     runner.errors.clear();
@@ -131,6 +147,10 @@ class Harness {
         EXPECT_EQ(output.completion_tokens, static_cast<int>(tokens.size()));
         answer.text[output.index] += output.text;
         answer.logprobs[output.index] += output.logprobs.size();
+        if (output.prompt_logprobs != nullptr) {
+          EXPECT_EQ(answer.prompt_logprobs.count(output.index), 0u);
+          answer.prompt_logprobs[output.index] = *output.prompt_logprobs;
+        }
         if (output.finish != FinishReason::none) answer.finish[output.index] = output.finish;
         if (!output.stop_reason.empty()) answer.stop_reason[output.index] = output.stop_reason;
         if (!output.error.ok()) answer.error = output.error;

@@ -103,6 +103,7 @@ void soak(uint64_t seed, int requests) {
       prompt = joined(prompt, make_prompt(1 + pick(20), static_cast<uint64_t>(pick(1000))));
       SamplingParams params;
       params.presence_penalty = pick(2) == 0 ? 0.5f : 0.0f;
+      params.prompt_logprobs = std::max(-1, pick(4) - 2);
       params.seed = random();
       const int count = 1 + pick(40);
       if (static_cast<int>(prompt.size()) + count <= room) {
@@ -136,6 +137,7 @@ void soak(uint64_t seed, int requests) {
       if (answer.finish.at(i) == FinishReason::length) {
         ASSERT_EQ(tokens.size(), expected.size()) << "seed " << seed;
       }
+      if (!tokens.empty() && request.sampling.prompt_logprobs >= 0) h.expect_prompt_logprobs(id, i);
     }
   }
   ASSERT_EQ(h.pool().referenced(), 0) << "seed " << seed;

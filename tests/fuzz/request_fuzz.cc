@@ -3,9 +3,9 @@
 // promised.
 #include <cstdlib>
 
+#include "core/utf8.h"
 #include "server/call.h"
 #include "server/json_value.h"
-#include "server/json_writer.h"
 
 namespace {
 

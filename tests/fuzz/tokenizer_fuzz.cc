@@ -12,6 +12,7 @@
 
 namespace {
 
+using namespace tessera;
 using namespace tessera::tokenizer;
 
 std::string spelling(int byte) {

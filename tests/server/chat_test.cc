@@ -15,7 +15,7 @@ std::vector<int32_t> rendered(const std::vector<std::pair<std::string, std::stri
   FakeService service;
   std::vector<engine::ChatMessage> list;
   for (const auto& [role, content] : messages) list.push_back({.role = role, .content = content});
-  return *service.render_chat(list, generate);
+  return service.render_chat(list, generate)->tokens;
 }
 
 TEST_F(ChatTest, AnswersWithOneMessage) {

@@ -48,9 +48,12 @@ struct Reply {
 
 class Client {
  public:
-  explicit Client(int port, int receive_buffer = 0) {
-    fd_ = ::socket(AF_INET, SOCK_STREAM, 0);
+  Client() : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {}
+  explicit Client(int port, int receive_buffer = 0) : Client() {
     if (receive_buffer > 0) setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
+    connect(port);
+  }
+  void connect(int port) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<uint16_t>(port));

@@ -90,6 +90,54 @@ TEST_F(CompletionsTest, LogprobsZeroGivesTheChosenTokenAlone) {
   EXPECT_EQ(logprobs.at("top_logprobs").at(0), (json::object{{token, -0.5}}));
 }
 
+TEST_F(CompletionsTest, EchoWithLogprobsBeginsWithThePromptsWhoseFirstIsNull) {
+  start();
+  const json::value body =
+      post("/v1/completions", completion(R"("echo":true,"logprobs":1,"max_tokens":1)")).json();
+  const json::value& logprobs = body.at("choices").at(0).at("logprobs");
+  const std::string drawn = FakeService::text_of(FakeService::token_at(kHello, 0, 0));
+  EXPECT_EQ(text_of(body), "hello" + drawn);
+  EXPECT_EQ(logprobs.at("tokens"), (json::array{"", "h", "e", "l", "l", "o", drawn}));
+  EXPECT_EQ(logprobs.at("token_logprobs"), (json::array{nullptr, -1.5, -1.5, -1.5, -1.5, -1.5, -0.5}));
+  EXPECT_EQ(logprobs.at("text_offset"), (json::array{0, 0, 1, 2, 3, 4, 5}));
+  EXPECT_TRUE(logprobs.at("top_logprobs").at(0).is_null());
+  EXPECT_EQ(logprobs.at("top_logprobs").at(1), (json::object{{"h", -1.5}}));
+  EXPECT_EQ(logprobs.at("top_logprobs").as_array().size(), 7u);
+}
+
+TEST_F(CompletionsTest, EchoOfNoTokensScoresThePromptAlone) {
+  start();
+  const std::string fields = R"("echo":true,"logprobs":0,"max_tokens":0)";
+  const json::value body = post("/v1/completions", completion(fields)).json();
+  EXPECT_EQ(text_of(body), "hello");
+  const json::value& choice = body.at("choices").at(0);
+  EXPECT_EQ(choice.at("logprobs").at("token_logprobs").as_array().size(), 6u);
+  EXPECT_EQ(choice.at("finish_reason"), "length");
+  EXPECT_EQ(body.at("usage").at("completion_tokens"), 0);
+  const auto events = events_of(post("/v1/completions", completion(fields + R"(,"stream":true)")).body);
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(text_of(events[0]), "hello");
+  EXPECT_EQ(events[0].at("choices").at(0).at("logprobs"), choice.at("logprobs"));
+  EXPECT_EQ(events[1].at("choices").at(0).at("finish_reason"), "length");
+  EXPECT_EQ(text_of(post("/v1/completions", completion(R"("echo":true,"max_tokens":0)")).json()), "hello");
+}
+
+TEST_F(CompletionsTest, EachChoiceTellsItsSeedWhetherGivenOrDrawn) {
+  start();
+  for (const bool given : {true, false}) {
+    const std::string seed = given ? R"("seed":7,)" : "";
+    const uint64_t want = given ? 7 : FakeService::kDrawnSeed;
+    const json::value whole = post("/v1/completions", completion(seed + R"("max_tokens":1,"n":2)")).json();
+    EXPECT_EQ(whole.at("choices").at(0).at("seed"), want);
+    EXPECT_EQ(whole.at("choices").at(1).at("seed"), want);
+    const auto events =
+        events_of(post("/v1/completions", completion(seed + R"("max_tokens":1,"stream":true)")).body);
+    ASSERT_EQ(events.size(), 3u);
+    EXPECT_FALSE(events[0].at("choices").at(0).as_object().contains("seed"));
+    EXPECT_EQ(events[1].at("choices").at(0).at("seed"), want);
+  }
+}
+
 TEST_F(CompletionsTest, StreamsChunksThenFinishThenDone) {
   start();
   const Reply reply = post("/v1/completions", completion(R"("stream":true,"max_tokens":3)"));

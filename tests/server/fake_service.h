@@ -40,6 +40,7 @@ class FakeService final : public engine::Service {
  public:
   static constexpr int32_t kBos = 256, kTurn = 257, kEnd = 258;
   static constexpr int32_t kFirstWord = 300;
+  static constexpr uint64_t kDrawnSeed = (uint64_t{1} << 53) - 1;
 
   struct Options {
     int vocab_size = 1000;
@@ -136,26 +137,30 @@ class FakeService final : public engine::Service {
   engine::Limits limits() const override {
     return {.vocab_size = options_.vocab_size, .max_model_len = options_.max_model_len};
   }
-  Result<std::vector<int32_t>> tokenize(std::string_view text, bool add_special,
-                                        bool parse_special) const override {
+  // The byte 0x01 is not in the vocabulary.
+  Result<engine::EncodedText> tokenize(std::string_view text, bool add_special,
+                                       bool parse_special) const override {
     if (text.starts_with("@slow")) {
       std::unique_lock lock(mutex_);
       text_wake_.wait(lock, [this] { return !hold_text_; });
     }
     if (text.starts_with("@untokenizable"))
       return invalid_argument("prompt: cannot be tokenised; change it", "prompt");
-    std::vector<int32_t> ids;
+    engine::EncodedText encoded;
+    std::vector<int32_t>& ids = encoded.tokens;
     if (add_special) ids.push_back(kBos);
     for (size_t i = 0; i < text.size(); ++i) {
       static constexpr std::string_view kEndText = "<|im_end|>";
       if (parse_special && text.substr(i).starts_with(kEndText)) {
         ids.push_back(kEnd);
         i += kEndText.size() - 1;
+      } else if (text[i] == '\1') {
+        ++encoded.left_out;
       } else {
         ids.push_back(static_cast<unsigned char>(text[i]));
       }
     }
-    return ids;
+    return encoded;
   }
   Result<std::string> detokenize(const std::vector<int32_t>& tokens) const override {
     std::string out;
@@ -163,8 +168,8 @@ class FakeService final : public engine::Service {
     return out;
   }
   std::string token_bytes(int32_t token) const override { return text_of(token); }
-  Result<std::vector<int32_t>> render_chat(const std::vector<engine::ChatMessage>& messages,
-                                           bool add_generation_prompt) const override {
+  Result<engine::EncodedText> render_chat(const std::vector<engine::ChatMessage>& messages,
+                                          bool add_generation_prompt) const override {
     std::vector<int32_t> ids;
     const auto append = [&](const std::string& text) {
       for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
@@ -179,7 +184,7 @@ class FakeService final : public engine::Service {
       ids.push_back(kTurn);
       append("assistant\n");
     }
-    return ids;
+    return engine::EncodedText{.tokens = std::move(ids)};
   }
 
   Status submit(engine::Request request, engine::OutputSink sink) override {
@@ -275,11 +280,22 @@ class FakeService final : public engine::Service {
     const int32_t token = token_at(active.request.prompt, index, sample.tokens++);
     output.tokens = {token};
     output.completion_tokens = sample.tokens;
+    output.seed = params.seed.value_or(kDrawnSeed);
     ++metrics_.generation_tokens;
     if (params.logprobs >= 0) {
       engine::TokenLogprobs entry{.chosen = {token, -0.5f}};
       for (int i = 0; i < params.logprobs; ++i) entry.top.push_back({(token + i) % 1000, -0.5f - i});
       output.logprobs = {entry};
+    }
+    if (params.prompt_logprobs >= 0 && sample.tokens == 1) {
+      std::vector<engine::TokenLogprobs> entries;
+      for (size_t i = 1; i < active.request.prompt.size(); ++i) {
+        const int32_t next = active.request.prompt[i];
+        engine::TokenLogprobs entry{.chosen = {next, -1.5f}};
+        for (int t = 0; t < params.prompt_logprobs; ++t) entry.top.push_back({next + t, -1.5f - t});
+        entries.push_back(std::move(entry));
+      }
+      output.prompt_logprobs = std::make_shared<const std::vector<engine::TokenLogprobs>>(std::move(entries));
     }
     sample.held += text_of(token);
     std::string stop;

@@ -1,6 +1,10 @@
 // Requests that do not go their ordinary way: clients that leave or dawdle, full queues, draining.
+#include <fcntl.h>
+#include <sys/resource.h>
+
 #include <atomic>
 #include <ctime>
+#include <mutex>
 
 #include "tests/server/client.h"
 
@@ -224,6 +228,61 @@ TEST_F(LifecycleTest, ABurstIsEitherServedOrRefused) {
   }
   EXPECT_EQ(served + refused, 100);
   EXPECT_GE(served, 8);
+}
+
+// Gives descriptors below `limit` only, while it lives.
+class DescriptorLimit {
+ public:
+  explicit DescriptorLimit(int limit) {
+    getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit lower{static_cast<rlim_t>(limit), before_.rlim_max};
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &lower), 0);
+  }
+  ~DescriptorLimit() { setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+TEST_F(LifecycleTest, OutOfDescriptorsTheOpenConnectionsGoOnAndTheOthersWait) {
+  std::mutex mutex;
+  std::vector<std::string> lines;
+  ServerOptions options;
+  options.log = [&](LogLevel, std::string_view line) {
+    const std::lock_guard lock(mutex);
+    lines.emplace_back(line);
+  };
+  start(options);
+  Client early(port());
+  ASSERT_EQ(early.request("GET", "/health").status, 200);
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < 6; ++i) clients.push_back(std::make_unique<Client>());
+  const int free = ::open("/dev/null", O_RDONLY);
+  close(free);
+  const DescriptorLimit limit(free + 2);  // so two of the six can be accepted at most
+  for (auto& client : clients) {
+    client->connect(port());
+    ASSERT_TRUE(client->connected());
+    client->send(Client::text_of("GET", "/health", ""));
+  }
+  ASSERT_TRUE(service_->wait_until([&](auto&) {
+    const std::lock_guard lock(mutex);
+    return !lines.empty();
+  }));
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(early.request("POST", "/v1/completions", R"({"prompt":"x","max_tokens":2})").status, 200);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // a further attempt to accept
+  }
+  // Each that leaves makes room for two.
+  int answered = 0;
+  for (auto& client : clients) {
+    answered += client->read().status == 200 ? 1 : 0;
+    client.reset();
+  }
+  EXPECT_EQ(answered, 6);
+  stop();
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_NE(lines[0].find("cannot accept connections"), std::string::npos) << lines[0];
 }
 
 // ---- many at once

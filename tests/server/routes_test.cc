@@ -37,10 +37,18 @@ TEST_F(RoutesTest, TokenizeTakesVllmsAndLlamaServersField) {
             (json::array{258}));
 }
 
+TEST_F(RoutesTest, TokenizeTellsHowManyBytesTheVocabularyLacks) {
+  start();
+  const json::value body = post("/tokenize", R"({"prompt":"h\u0001i\u0001"})").json();
+  EXPECT_EQ(body.at("tokens"), (json::array{256, 104, 105}));
+  EXPECT_EQ(body.at("left_out_bytes"), 2);
+  EXPECT_EQ(post("/tokenize", R"({"prompt":"hi"})").json().at("left_out_bytes"), 0);
+}
+
 TEST_F(RoutesTest, TokenizeRendersMessages) {
   start();
   FakeService reference;
-  const size_t count = reference.render_chat({{.role = "user", .content = "x"}}, true)->size();
+  const size_t count = reference.render_chat({{.role = "user", .content = "x"}}, true)->tokens.size();
   EXPECT_EQ(post("/tokenize", R"({"messages":[{"role":"user","content":"x"}]})").json().at("count"), count);
 }
 
@@ -264,6 +272,7 @@ TEST_F(RoutesTest, TheAccessLogHasNoKeyNoPromptAndNoControlCharacter) {
   std::mutex mutex;
   std::string lines;
   ServerOptions options{.api_keys = {"hidden-key"}};
+  options.access_log = true;
   options.log = [&](LogLevel, std::string_view line) {
     const std::lock_guard lock(mutex);
     lines += std::string(line) + "\n";

@@ -9,6 +9,7 @@
 
 #include "model/model_file.h"
 #include "tests/support/service_client.h"
+#include "tests/support/tiny_llama.h"
 
 namespace tessera::test {
 namespace {
@@ -85,25 +86,70 @@ TEST(Service, ParallelSamplesShareThePromptAndDiffer) {
   for (size_t i = 0; i < answers.size(); ++i) EXPECT_TRUE(answers[i].same_bits(again[i])) << "sample " << i;
 }
 
+TEST(Service, ADrawnSeedIsReportedAndGivesTheSameTokensAgain) {
+  ServiceClient client(options());
+  engine::Request request = ServiceClient::request(test_tokens(20, 8, kVocab), 24);
+  request.sampling.temperature = 1;
+  request.n = 2;
+  const std::vector<Answer> first = client.send(request)->wait();
+  const std::vector<Answer> other = client.send(request)->wait();
+  EXPECT_NE(first[0].seed, other[0].seed);
+  EXPECT_NE(first[0].tokens, other[0].tokens);
+  EXPECT_LT(first[0].seed, uint64_t{1} << 53);
+  EXPECT_EQ(first[0].seed, first[1].seed);
+  request.sampling.seed = first[0].seed;
+  const std::vector<Answer> again = client.send(request)->wait();
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(again[i].seed, first[i].seed);
+    EXPECT_TRUE(again[i].same_bits(first[i])) << "sample " << i;
+  }
+}
+
+// The tokens that a request drew, sent as a prompt, are as likely as when they were drawn.
+TEST(Service, ThePromptsLogprobsHaveTheBitsOfTheDrawnTokens) {
+  ServiceClient client(options());
+  const std::vector<int32_t> prompt = test_tokens(150, 9, kVocab);
+  const Answer drawn = client.ask(prompt, 30);
+  engine::Request request = ServiceClient::request(prompt, 1);
+  request.prompt.insert(request.prompt.end(), drawn.tokens.begin(), drawn.tokens.end());
+  request.sampling.prompt_logprobs = 20;
+  for (const bool cached : {true, true, false}) {
+    if (!cached) request.cache_salt = "fresh";
+    const Answer scored = client.send(request)->wait()[0];
+    EXPECT_EQ(scored.cached_tokens, 0);
+    ASSERT_EQ(scored.prompt_logprobs.size(), request.prompt.size() - 1);
+    std::vector<float> behind;
+    for (size_t i = 149; i < scored.prompt_logprobs.size(); ++i) {
+      const engine::TokenLogprobs& entry = scored.prompt_logprobs[i];
+      EXPECT_EQ(entry.chosen.token, request.prompt[i + 1]);
+      behind.push_back(entry.chosen.logprob);
+      for (const engine::TokenLogprob& top : entry.top) behind.push_back(top.logprob);
+    }
+    EXPECT_EQ(behind, drawn.logprobs);
+  }
+}
+
+// 64 blocks, 256 requests, at least 100 preemptions.
 TEST(Service, PreemptedRequestsEndWithTheTokensOfALargePool) {
   std::vector<Answer> expected, got;
   uint64_t preemptions = 0;
   for (const bool small : {false, true}) {
     engine::ServiceOptions chosen = options();
     const int64_t block = ServiceClient(options()).service().metrics().kv_block_bytes;
-    chosen.kv_cache_memory_bytes = small ? 12 * block : 400 * block;
+    chosen.kv_cache_memory_bytes = small ? 64 * block : 1200 * block;
+    chosen.max_num_seqs = 64;
     ServiceClient client(chosen);
-    ASSERT_EQ(client.service().metrics().kv_blocks_total, small ? 12 : 400);
+    ASSERT_EQ(client.service().metrics().kv_blocks_total, small ? 64 : 1200);
     std::vector<std::shared_ptr<Pending>> pending;
-    for (int i = 0; i < 24; ++i) {
-      pending.push_back(client.send(ServiceClient::request(test_tokens(60 + i, 10 + i, kVocab), 90)));
+    for (int i = 0; i < 256; ++i) {
+      pending.push_back(client.send(ServiceClient::request(test_tokens(30 + i % 64, 10 + i, kVocab), 200)));
     }
     for (auto& one : pending) (small ? got : expected).push_back(one->wait()[0]);
     if (small) preemptions = client.service().metrics().preemptions;
   }
-  EXPECT_GT(preemptions, 0u);
+  EXPECT_GE(preemptions, 100u);
   for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(got[i].tokens.size(), 90u);
+    EXPECT_EQ(got[i].tokens.size(), 200u);
     EXPECT_TRUE(got[i].same_bits(expected[i])) << "request " << i;
   }
 }
@@ -172,6 +218,32 @@ TEST(Service, NanWeightsEndTheRequestWithAnErrorAndNeverWithAToken) {
   const auto metrics = client.service().metrics();
   EXPECT_EQ(metrics.kv_blocks_cached, 0) << "what such a request computed must not be found by another";
   EXPECT_GE(metrics.nan_aborts, 1u);
+  std::remove(path.c_str());
+}
+
+// A vocabulary of three specials and the letter a.
+TEST(Service, BytesThatTheVocabularyLacksAreLoggedAndCounted) {
+  const std::string path = std::filesystem::temp_directory_path() / "tessera_four_tokens.gguf";
+  std::ofstream(path, std::ios::binary) << testing::TinyLlama{.byte_vocabulary = false}.writer().build();
+  std::vector<std::string> warnings;
+  engine::ServiceOptions chosen = options();
+  chosen.model_path = path;
+  chosen.log = [&](LogLevel level, std::string_view line) {
+    if (level == LogLevel::warning) warnings.emplace_back(line);
+  };
+  ServiceClient client(chosen);
+  EXPECT_EQ(client.service().tokenize("aaa", false, false)->left_out, 0u);
+  EXPECT_TRUE(warnings.empty());
+  const auto encoded = client.service().tokenize("a?a!", false, false);
+  EXPECT_EQ(encoded->tokens, (std::vector<int32_t>{3, 3}));
+  EXPECT_EQ(encoded->left_out, 2u);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("lost 2 of its bytes"), std::string::npos) << warnings[0];
+  const auto chat = client.service().render_chat({{.role = "a", .content = "b", .name = ""}}, false);
+  ASSERT_TRUE(chat.ok()) << chat.status().message();
+  EXPECT_EQ(chat->left_out, 3u);  // b and two ends of lines
+  EXPECT_EQ(warnings.size(), 2u);
+  EXPECT_EQ(client.service().metrics().left_out_bytes, 5u);
   std::remove(path.c_str());
 }
 

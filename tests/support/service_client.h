@@ -17,10 +17,12 @@ namespace tessera::test {
 struct Answer {
   std::vector<int32_t> tokens;
   std::vector<float> logprobs;  // of the chosen and then the top ones of each token, in order
+  std::vector<engine::TokenLogprobs> prompt_logprobs;
   std::string text;
   engine::FinishReason finish = engine::FinishReason::none;
   Status error;
   int cached_tokens = 0;
+  uint64_t seed = 0;
 
   // Equal tokens and bit-equal log-probabilities. Each is a function of the whole row of logits, so they
   // stand for it.
@@ -43,8 +45,10 @@ class Pending {
         answer.logprobs.push_back(entry.chosen.logprob);
         for (const engine::TokenLogprob& top : entry.top) answer.logprobs.push_back(top.logprob);
       }
+      if (output.prompt_logprobs != nullptr) answer.prompt_logprobs = *output.prompt_logprobs;
       answer.text += output.text;
       answer.cached_tokens = output.cached_tokens;
+      answer.seed = output.seed;
       if (output.finish != engine::FinishReason::none) {
         answer.finish = output.finish;
         answer.error = output.error;

@@ -22,12 +22,12 @@ const Kernels& kernels_for(simd::Isa isa) {
 }
 
 const Kernels& kernels() {
-  static const Kernels& chosen = [&]() -> const Kernels& {
+  static const Kernels* const chosen = [] {
     const Result<simd::Isa> isa = simd::requested_isa();
     TESSERA_CHECK_MSG(isa.ok(), isa.status().message());
-    return kernels_for(*isa);
+    return &kernels_for(*isa);
   }();
-  return chosen;
+  return *chosen;
 }
 
 }  // namespace tessera::ops

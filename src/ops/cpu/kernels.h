@@ -39,10 +39,15 @@ struct PlainInput {
 };
 using PlainKernel = void (*)(const Tile& tile, const PlainInput& input);
 
-struct Kernels {
-  const char* isa;  // whose instructions they are
+// By the weights' type.
+struct LinearKernels {
   BlockKernel q4_0, q4_1, q8_0;
   PlainKernel f32, f16, bf16;
+};
+
+struct Kernels {
+  const char* isa;  // whose instructions they are
+  const LinearKernels* linear;
 
   void (*quantize)(const float* x, int64_t blocks, const QuantizedRowPointer& out);
   // y may be x.
@@ -64,6 +69,15 @@ const Kernels& kernels_for(simd::Isa isa);
 // Of TESSERA_ISA or the best ISA; read once.
 const Kernels& kernels();
 
+namespace scalar {
+extern const LinearKernels kLinear;
+}
+namespace avx2 {
+extern const LinearKernels kLinear;
+}
+namespace avx512 {
+extern const LinearKernels kLinear;
+}
 extern const Kernels kKernelsScalar;
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;

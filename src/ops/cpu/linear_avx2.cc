@@ -5,7 +5,7 @@
 // 30,480 < 32,768. So a block costs one vpmaddubsw and one 16-bit addition a group and a single widening at
 // its end. 8-bit weights would saturate (2 * 255 * 127), so the sign moves to the activation: 2 * 128 * 127 =
 // 32,512 fits, and each group is widened at once.
-#include "ops/cpu/linear_avx2.h"
+#include "ops/cpu/kernels.h"
 
 #include <immintrin.h>
 
@@ -241,23 +241,7 @@ void plain_any(const Tile& tile, const PlainInput& input) {
 
 }  // namespace
 
-void linear_q4_0(const Tile& tile, const BlockInput& input) {
-  blocks_any<Kind::q4_0>(tile, input);
-}
-void linear_q4_1(const Tile& tile, const BlockInput& input) {
-  blocks_any<Kind::q4_1>(tile, input);
-}
-void linear_q8_0(const Tile& tile, const BlockInput& input) {
-  blocks_any<Kind::q8_0>(tile, input);
-}
-void linear_f32(const Tile& tile, const PlainInput& input) {
-  plain_any<F32>(tile, input);
-}
-void linear_f16(const Tile& tile, const PlainInput& input) {
-  plain_any<F16>(tile, input);
-}
-void linear_bf16(const Tile& tile, const PlainInput& input) {
-  plain_any<Bf16>(tile, input);
-}
+const LinearKernels kLinear = {blocks_any<Kind::q4_0>, blocks_any<Kind::q4_1>, blocks_any<Kind::q8_0>,
+                               plain_any<F32>,         plain_any<F16>,         plain_any<Bf16>};
 
 }  // namespace tessera::ops::avx2

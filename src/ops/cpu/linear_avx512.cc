@@ -7,7 +7,7 @@
 // broadcast, because loads are the next limit: 10 a row and block against 11 / 2 cycles. Unpacking (12
 // instructions a panel and block) is shared by the M rows. Registers at 6 x 2: 12 float and 12 integer
 // accumulators, 2 weights, a broadcast, the mask, scales.
-#include "ops/cpu/linear_avx512.h"
+#include "ops/cpu/kernels.h"
 
 #include <immintrin.h>
 
@@ -205,23 +205,7 @@ void plain_any(const Tile& tile, const PlainInput& input) {
 
 }  // namespace
 
-void linear_q4_0(const Tile& tile, const BlockInput& input) {
-  blocks_any<Kind::q4_0>(tile, input);
-}
-void linear_q4_1(const Tile& tile, const BlockInput& input) {
-  blocks_any<Kind::q4_1>(tile, input);
-}
-void linear_q8_0(const Tile& tile, const BlockInput& input) {
-  blocks_any<Kind::q8_0>(tile, input);
-}
-void linear_f32(const Tile& tile, const PlainInput& input) {
-  plain_any<F32>(tile, input);
-}
-void linear_f16(const Tile& tile, const PlainInput& input) {
-  plain_any<F16>(tile, input);
-}
-void linear_bf16(const Tile& tile, const PlainInput& input) {
-  plain_any<Bf16>(tile, input);
-}
+const LinearKernels kLinear = {blocks_any<Kind::q4_0>, blocks_any<Kind::q4_1>, blocks_any<Kind::q8_0>,
+                               plain_any<F32>,         plain_any<F16>,         plain_any<Bf16>};
 
 }  // namespace tessera::ops::avx512

@@ -1,5 +1,5 @@
 // The linear kernels in plain C++: every ISA's kernels give these bits.
-#include "ops/cpu/linear_scalar.h"
+#include "ops/cpu/kernels.h"
 
 namespace tessera::ops::scalar {
 namespace {
@@ -123,23 +123,7 @@ void plain(const Tile& tile, const PlainInput& input) {
 
 }  // namespace
 
-void linear_q4_0(const Tile& tile, const BlockInput& input) {
-  blocks<Kind::q4_0>(tile, input);
-}
-void linear_q4_1(const Tile& tile, const BlockInput& input) {
-  blocks<Kind::q4_1>(tile, input);
-}
-void linear_q8_0(const Tile& tile, const BlockInput& input) {
-  blocks<Kind::q8_0>(tile, input);
-}
-void linear_f32(const Tile& tile, const PlainInput& input) {
-  plain<F32>(tile, input);
-}
-void linear_f16(const Tile& tile, const PlainInput& input) {
-  plain<F16>(tile, input);
-}
-void linear_bf16(const Tile& tile, const PlainInput& input) {
-  plain<Bf16>(tile, input);
-}
+const LinearKernels kLinear = {blocks<Kind::q4_0>, blocks<Kind::q4_1>, blocks<Kind::q8_0>,
+                               plain<F32>,         plain<F16>,         plain<Bf16>};
 
 }  // namespace tessera::ops::scalar

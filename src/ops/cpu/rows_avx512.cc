@@ -1,4 +1,3 @@
-#include "ops/cpu/linear_avx512.h"
 #include "ops/cpu/rows_cpu.h"
 
 namespace tessera::ops {

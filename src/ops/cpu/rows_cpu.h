@@ -215,11 +215,11 @@ bool any_nonfinite(const float* x, int64_t n) {
 
 }  // namespace
 
-// What rows_ISA.cc registers; `name` and the linear kernels are the ISA's.
-#define TESSERA_OPS_KERNELS(name)                                                                         \
-  {                                                                                                       \
-    name, linear_q4_0, linear_q4_1, linear_q8_0, linear_f32, linear_f16, linear_bf16, quantize, rms_norm, \
-        rms_norm_quantized, add, silu, silu_mul, rope_half, rope_interleaved, argmax, any_nonfinite       \
+// What rows_ISA.cc registers; `name` and kLinear are the ISA's.
+#define TESSERA_OPS_KERNELS(name)                                                           \
+  {                                                                                         \
+    name, &kLinear, quantize, rms_norm, rms_norm_quantized, add, silu, silu_mul, rope_half, \
+        rope_interleaved, argmax, any_nonfinite                                             \
   }
 
 }  // namespace tessera::ops::TESSERA_SIMD_NAMESPACE

@@ -1,4 +1,3 @@
-#include "ops/cpu/linear_scalar.h"
 #include "ops/cpu/rows_cpu.h"
 
 namespace tessera::ops {

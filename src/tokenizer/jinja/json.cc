@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/format.h"
+#include "core/json_text.h"
 #include "tokenizer/jinja/interpreter.h"
 
 namespace tessera::tokenizer::jinja {
@@ -47,37 +48,15 @@ class JsonWriter {
     std::string out = "\"";
     for (size_t at = 0; at < text.text.size();) {
       const Utf8Char c = decode_utf8(text.text, at);
-      switch (c.code) {
-        case '"':
-          out += "\\\"";
-          break;
-        case '\\':
-          out += "\\\\";
-          break;
-        case '\n':
-          out += "\\n";
-          break;
-        case '\r':
-          out += "\\r";
-          break;
-        case '\t':
-          out += "\\t";
-          break;
-        case '\b':
-          out += "\\b";
-          break;
-        case '\f':
-          out += "\\f";
-          break;
-        default:
-          if (c.code < 0x20 || (options_.ensure_ascii && c.code >= 0x7f && c.code < 0x10000)) {
-            out += format("\\u{:04x}", c.code);
-          } else if (options_.ensure_ascii && c.code >= 0x10000 && c.code < kInvalidByte) {
-            const uint32_t rest = c.code - 0x10000;
-            out += format("\\u{:04x}\\u{:04x}", 0xd800 + (rest >> 10), 0xdc00 + (rest & 0x3ff));
-          } else {
-            out.append(text.text, at, c.length);
-          }
+      if (c.code == '"' || c.code == '\\' || c.code < 0x20) {
+        append_json_escape(out, static_cast<char>(c.code));
+      } else if (options_.ensure_ascii && c.code >= 0x7f && c.code < 0x10000) {
+        out += format("\\u{:04x}", c.code);
+      } else if (options_.ensure_ascii && c.code >= 0x10000 && c.code < kInvalidByte) {
+        const uint32_t rest = c.code - 0x10000;
+        out += format("\\u{:04x}\\u{:04x}", 0xd800 + (rest >> 10), 0xdc00 + (rest & 0x3ff));
+      } else {
+        out.append(text.text, at, c.length);
       }
       at += c.length;
     }
