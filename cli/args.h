@@ -39,5 +39,6 @@ void add_run(CLI::App& app, int* code);
 void add_serve(CLI::App& app, int* code);
 void add_tokenize(CLI::App& app, int* code);
 void add_bench(CLI::App& app, int* code);
+void add_explain(CLI::App& app, int* code);
 
 }  // namespace tessera::cli

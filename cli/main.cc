@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   cli::add_run(app, &code);
   cli::add_serve(app, &code);
   cli::add_bench(app, &code);
+  cli::add_explain(app, &code);
   cli::add_inspect(app, &code);
   cli::add_tokenize(app, &code);
   try {
