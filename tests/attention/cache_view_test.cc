@@ -261,7 +261,7 @@ TEST_F(CacheViewTest, EveryFeatureInEveryLayoutAndDtype) {
         shape.v_head_dim = 24;
         shape.seqlen_q = seqlen_q;
         shape.block_size = block_size;
-        shape.old_keys = {130, 0, 1100};
+        shape.old_keys = {130, 0, 600};
         shape.added = seqlen_q;
         {
           Call call(shape);
@@ -290,7 +290,7 @@ TEST_F(CacheViewTest, EveryFeatureInEveryLayoutAndDtype) {
           check(call, "two-sided window, ALiBi per batch");
         }
         {
-          shape.old_keys = {130, 1, 1100};
+          shape.old_keys = {130, 1, 600};
           Call call(shape);
           call.p.leftpad_k = leftpad.data();
           // What leftpad hides may be anything.
@@ -330,7 +330,7 @@ TEST_F(CacheViewTest, ReadsWhatIsThereWithoutAnAppendAndMoreQueriesThanKeys) {
 
 // Law 1: a cache is the dense tensors in another place.
 TEST_F(CacheViewTest, HasTheBitsOfTheDenseForwardForAnyLayoutThreadsAndBatch) {
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const int64_t seqlen_q : {1, 5, 200}) {
       Shape shape;
       shape.dtype = dtype;
