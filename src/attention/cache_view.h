@@ -32,6 +32,7 @@ class CheckedView {
   // The same over all of its rows.
   Range visible(const ViewSequence& sequence) const;
 
+  int64_t block_size() const { return cache_->block_size; }
   // How many keys from `key` on, at most up to `end`, lie one behind the other.
   int64_t run(int64_t key, int64_t end) const {
     const int64_t left = cache_->block_size - key % cache_->block_size;

@@ -10,8 +10,22 @@ namespace tessera::attention {
 
 // k, v: row r at k + r * k_row_bytes, v + r * v_row_bytes, elements of format.dtype, head_dim and v_head_dim
 // of them. Writes keys [0, keys) of the pair; what lies behind them stays as it is. REQUIRES: 1 <= keys <=
-// kKeyTile. next_k, next_v: what is fetched meanwhile; may be null.
+// kKeyTile.
 void pack_tile(const KvFormat& format, const char* k, int64_t k_row_bytes, const char* v, int64_t v_row_bytes,
-               int keys, char* pair, const PackAhead* next_k = nullptr, const PackAhead* next_v = nullptr);
+               int keys, char* pair);
+
+// Some rows of a tile.
+struct TileRows {
+  DType dtype;  // format.dtype, or f16 for a format of f32
+  const char* k;
+  int64_t k_row_bytes;
+  const char* v;
+  int64_t v_row_bytes;
+  int first_key;  // in the tile; even for bf16
+  int keys;
+  const PackAhead* k_ahead = nullptr;  // fetched meanwhile
+  const PackAhead* v_ahead = nullptr;
+};
+void pack_tile(const KvFormat& format, const TileRows& rows, char* pair);
 
 }  // namespace tessera::attention

@@ -35,7 +35,7 @@ int64_t align64(int64_t bytes) {
 struct ViewRunner::Scratch {
   void* kernel;
   char* pair;
-  char* k_rows;  // [kKeyTile] rows of tile_.dtype, gathered
+  char* k_rows;  // [kKeyTile] rows as they are in the cache, gathered
   char* v_rows;
   char* q;
   StateRows segment, total;
@@ -226,47 +226,57 @@ void ViewRunner::pack_rows(const Item& item, int kv_head, int32_t at, const Scra
 void ViewRunner::pack_keys(const ViewSequence& s, int kv_head, int64_t tile, int64_t first, int64_t end,
                            const Next* next, const Scratch& scratch) const {
   const int64_t start = tile * kKeyTile;
-  if (problem_.dtype != DType::f16 && first == start && view_.run(first, end) == end - first) {
+  const auto rows_at = [&](int64_t key) {
+    return TileRows{problem_.dtype,
+                    view_.k_row(s, key, kv_head),
+                    view_.k_row_bytes(),
+                    view_.v_row(s, key, kv_head),
+                    view_.v_row_bytes(),
+                    static_cast<int>(key - start),
+                    static_cast<int>(view_.run(key, end))};
+  };
+  if (first == start && (view_.run(first, end) == end - first || view_.block_size() % 2 == 0)) {
     PackAhead k, v;
     if (next != nullptr) {
       const int heads = next->end_head - next->first_head;
+      const int rows = static_cast<int>(view_.run(next->key, next->key + next->rows));
       const auto ahead = [&](const char* at, int64_t row_bytes, int64_t head_bytes, int dim) {
-        const int64_t bytes = (heads - 1) * head_bytes + tile_.element_bytes() * dim;
-        return PackAhead{at, row_bytes, next->rows, static_cast<int>((bytes + 63) / 64)};
+        const int64_t bytes = (heads - 1) * head_bytes + view_.element_bytes() * dim;
+        return PackAhead{at, row_bytes, rows, static_cast<int>((bytes + 63) / 64)};
       };
       k = ahead(view_.k_row(s, next->key, next->first_head), view_.k_row_bytes(), view_.k_head_bytes(),
                 problem_.head_dim);
       v = ahead(view_.v_row(s, next->key, next->first_head), view_.v_row_bytes(), view_.v_head_bytes(),
                 problem_.v_head_dim);
     }
-    pack_tile(tile_, view_.k_row(s, first, kv_head), view_.k_row_bytes(), view_.v_row(s, first, kv_head),
-              view_.v_row_bytes(), static_cast<int>(end - first), scratch.pair,
-              next != nullptr ? &k : nullptr, next != nullptr ? &v : nullptr);
+    for (int64_t key = first; key < end; key += view_.run(key, end)) {
+      TileRows rows = rows_at(key);
+      if (next != nullptr && key == first) {
+        rows.k_ahead = &k;
+        rows.v_ahead = &v;
+      }
+      pack_tile(tile_, rows, scratch.pair);
+    }
     return;
   }
-  const RowKernels& kernels = row_kernels();
-  const int64_t k_bytes = tile_.element_bytes() * problem_.head_dim;
-  const int64_t v_bytes = tile_.element_bytes() * problem_.v_head_dim;
+  // Keys that nothing sees lie before, or runs begin at odd keys: gathered first.
+  const int64_t k_bytes = view_.element_bytes() * problem_.head_dim;
+  const int64_t v_bytes = view_.element_bytes() * problem_.v_head_dim;
   std::memset(scratch.k_rows, 0, static_cast<size_t>((first - start) * k_bytes));
   std::memset(scratch.v_rows, 0, static_cast<size_t>((first - start) * v_bytes));
-  for (int64_t key = first; key < end;) {
-    const int64_t until = key + view_.run(key, end);
-    const char* k = view_.k_row(s, key, kv_head);
-    const char* v = view_.v_row(s, key, kv_head);
-    for (; key < until; ++key, k += view_.k_row_bytes(), v += view_.v_row_bytes()) {
-      char* to_k = scratch.k_rows + (key - start) * k_bytes;
-      char* to_v = scratch.v_rows + (key - start) * v_bytes;
-      if (problem_.dtype == DType::f16) {
-        kernels.widen(DType::f16, k, problem_.head_dim, reinterpret_cast<float*>(to_k));
-        kernels.widen(DType::f16, v, problem_.v_head_dim, reinterpret_cast<float*>(to_v));
-      } else {
-        std::memcpy(to_k, k, static_cast<size_t>(k_bytes));
-        std::memcpy(to_v, v, static_cast<size_t>(v_bytes));
-      }
+  for (int64_t key = first; key < end; key += view_.run(key, end)) {
+    const TileRows rows = rows_at(key);
+    for (int64_t i = 0; i < rows.keys; ++i) {
+      std::memcpy(scratch.k_rows + (rows.first_key + i) * k_bytes, rows.k + i * rows.k_row_bytes,
+                  static_cast<size_t>(k_bytes));
+      std::memcpy(scratch.v_rows + (rows.first_key + i) * v_bytes, rows.v + i * rows.v_row_bytes,
+                  static_cast<size_t>(v_bytes));
     }
   }
-  pack_tile(tile_, scratch.k_rows, k_bytes, scratch.v_rows, v_bytes, static_cast<int>(end - start),
-            scratch.pair);
+  pack_tile(
+      tile_,
+      {problem_.dtype, scratch.k_rows, k_bytes, scratch.v_rows, v_bytes, 0, static_cast<int>(end - start)},
+      scratch.pair);
 }
 
 void ViewRunner::write_rows(int32_t sequence, int32_t first_token, int32_t tokens, int kv_head,

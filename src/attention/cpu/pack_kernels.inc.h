@@ -48,19 +48,36 @@ TESSERA_VEC void fetch(const PackAhead* ahead, int part, int parts) {
   }
 }
 
+// A word of some keys to its row, or, of words that are two f16, both to theirs.
+template <bool kHalves>
+TESSERA_VEC void put(Words v, char* out, int word) {
+  if constexpr (!kHalves) {
+    store(out + word * kOutRow, v);
+  } else {
+    uint16_t low[simd::kLanes] = {}, high[simd::kLanes] = {};
+    for (int i = 0; i < 4; ++i) {
+      low[i] = static_cast<uint16_t>(v[i]);
+      high[i] = static_cast<uint16_t>(v[i] >> 16);
+    }
+    simd::store_n(reinterpret_cast<float*>(out + 2 * word * kOutRow), simd::load_f16(low), 4);
+    simd::store_n(reinterpret_cast<float*>(out + (2 * word + 1) * kOutRow), simd::load_f16(high), 4);
+  }
+}
+
 // 4 keys x `words`.
+template <bool kHalves>
 TESSERA_VEC void transpose4(const char* in, int64_t row_bytes, int words, char* out) {
-  for (int word = 0; word < words; word += 4, in += 16, out += 4 * kOutRow) {
+  for (int word = 0; word < words; word += 4, in += 16) {
     const Words a = load<Words>(in), b = load<Words>(in + row_bytes), c = load<Words>(in + 2 * row_bytes),
                 d = load<Words>(in + 3 * row_bytes);
     const Words ab_low = __builtin_shuffle(a, b, Words{0, 4, 1, 5}),
                 ab_high = __builtin_shuffle(a, b, Words{2, 6, 3, 7});
     const Words cd_low = __builtin_shuffle(c, d, Words{0, 4, 1, 5}),
                 cd_high = __builtin_shuffle(c, d, Words{2, 6, 3, 7});
-    store(out, __builtin_shuffle(ab_low, cd_low, Words{0, 1, 4, 5}));
-    store(out + kOutRow, __builtin_shuffle(ab_low, cd_low, Words{2, 3, 6, 7}));
-    store(out + 2 * kOutRow, __builtin_shuffle(ab_high, cd_high, Words{0, 1, 4, 5}));
-    store(out + 3 * kOutRow, __builtin_shuffle(ab_high, cd_high, Words{2, 3, 6, 7}));
+    put<kHalves>(__builtin_shuffle(ab_low, cd_low, Words{0, 1, 4, 5}), out, word);
+    put<kHalves>(__builtin_shuffle(ab_low, cd_low, Words{2, 3, 6, 7}), out, word + 1);
+    put<kHalves>(__builtin_shuffle(ab_high, cd_high, Words{0, 1, 4, 5}), out, word + 2);
+    put<kHalves>(__builtin_shuffle(ab_high, cd_high, Words{2, 3, 6, 7}), out, word + 3);
   }
 }
 
@@ -74,17 +91,29 @@ TESSERA_VEC __m512i gather_lanes(const char* p, int64_t row_bytes) {
   v = _mm512_mask_broadcast_i32x4(v, 0x0f00, piece(p + 8 * row_bytes));
   return _mm512_mask_broadcast_i32x4(v, 0xf000, piece(p + 12 * row_bytes));
 }
+template <bool kHalves>
+TESSERA_VEC void put(__m512i v, char* out, int word) {
+  if constexpr (!kHalves) {
+    _mm512_storeu_si512(out + word * kOutRow, v);
+  } else {
+    const __m512 low = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+    const __m512 high = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)));
+    _mm512_storeu_ps(out + 2 * word * kOutRow, low);
+    _mm512_storeu_ps(out + (2 * word + 1) * kOutRow, high);
+  }
+}
+template <bool kHalves>
 TESSERA_VEC void transpose_wide(const char* in, int64_t row_bytes, int words, char* out) {
-  for (int word = 0; word < words; word += 4, in += 16, out += 4 * kOutRow) {
+  for (int word = 0; word < words; word += 4, in += 16) {
     const __m512i a = gather_lanes(in, row_bytes), b = gather_lanes(in + row_bytes, row_bytes),
                   c = gather_lanes(in + 2 * row_bytes, row_bytes),
                   d = gather_lanes(in + 3 * row_bytes, row_bytes);
     const __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
     const __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
-    _mm512_storeu_si512(out, _mm512_unpacklo_epi64(ab_low, cd_low));
-    _mm512_storeu_si512(out + kOutRow, _mm512_unpackhi_epi64(ab_low, cd_low));
-    _mm512_storeu_si512(out + 2 * kOutRow, _mm512_unpacklo_epi64(ab_high, cd_high));
-    _mm512_storeu_si512(out + 3 * kOutRow, _mm512_unpackhi_epi64(ab_high, cd_high));
+    put<kHalves>(_mm512_unpacklo_epi64(ab_low, cd_low), out, word);
+    put<kHalves>(_mm512_unpackhi_epi64(ab_low, cd_low), out, word + 1);
+    put<kHalves>(_mm512_unpacklo_epi64(ab_high, cd_high), out, word + 2);
+    put<kHalves>(_mm512_unpackhi_epi64(ab_high, cd_high), out, word + 3);
   }
 }
 constexpr int kWideColumns = 32;
@@ -102,17 +131,29 @@ TESSERA_VEC __m256i gather_lanes(const char* p, int64_t row_bytes) {
   const auto piece = [](const char* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
   return _mm256_inserti128_si256(_mm256_castsi128_si256(piece(p)), piece(p + 4 * row_bytes), 1);
 }
+template <bool kHalves>
+TESSERA_VEC void put(__m256i v, char* out, int word) {
+  if constexpr (!kHalves) {
+    store(out + word * kOutRow, v);
+  } else {
+    const __m256i low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff)), high = _mm256_srli_epi32(v, 16);
+    const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+    store(out + 2 * word * kOutRow, _mm256_cvtph_ps(_mm256_castsi256_si128(both)));
+    store(out + (2 * word + 1) * kOutRow, _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1)));
+  }
+}
+template <bool kHalves>
 TESSERA_VEC void transpose_wide(const char* in, int64_t row_bytes, int words, char* out) {
-  for (int word = 0; word < words; word += 4, in += 16, out += 4 * kOutRow) {
+  for (int word = 0; word < words; word += 4, in += 16) {
     const __m256i a = gather_lanes(in, row_bytes), b = gather_lanes(in + row_bytes, row_bytes),
                   c = gather_lanes(in + 2 * row_bytes, row_bytes),
                   d = gather_lanes(in + 3 * row_bytes, row_bytes);
     const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
     const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
-    store(out, _mm256_unpacklo_epi64(ab_low, cd_low));
-    store(out + kOutRow, _mm256_unpackhi_epi64(ab_low, cd_low));
-    store(out + 2 * kOutRow, _mm256_unpacklo_epi64(ab_high, cd_high));
-    store(out + 3 * kOutRow, _mm256_unpackhi_epi64(ab_high, cd_high));
+    put<kHalves>(_mm256_unpacklo_epi64(ab_low, cd_low), out, word);
+    put<kHalves>(_mm256_unpackhi_epi64(ab_low, cd_low), out, word + 1);
+    put<kHalves>(_mm256_unpacklo_epi64(ab_high, cd_high), out, word + 2);
+    put<kHalves>(_mm256_unpackhi_epi64(ab_high, cd_high), out, word + 3);
   }
 }
 constexpr int kWideColumns = 16;
@@ -124,8 +165,9 @@ TESSERA_VEC void interleave_wide(const char* a, const char* b, char* out) {
 }
 #else
 constexpr int kWideKeys = 4;
+template <bool kHalves>
 TESSERA_VEC void transpose_wide(const char* in, int64_t row_bytes, int words, char* out) {
-  transpose4(in, row_bytes, words, out);
+  transpose4<kHalves>(in, row_bytes, words, out);
 }
 constexpr int kWideColumns = 8;
 TESSERA_VEC void interleave_wide(const char* a, const char* b, char* out) {
@@ -135,17 +177,62 @@ TESSERA_VEC void interleave_wide(const char* a, const char* b, char* out) {
 }
 #endif
 
-inline void transpose(const char* in, int64_t row_bytes, int words, int keys, const PackAhead* ahead,
-                      char* out) {
+template <bool kHalves>
+TESSERA_VEC void transpose_rows(const char* in, int64_t row_bytes, int words, int keys,
+                                const PackAhead* ahead, char* out) {
+  const int parts = (keys + kWideKeys - 1) / kWideKeys;
   int key = 0;
   for (; key + kWideKeys <= keys; key += kWideKeys) {
-    fetch(ahead, key / kWideKeys, 64 / kWideKeys);
-    transpose_wide(in + key * row_bytes, row_bytes, words, out + key * 4);
+    fetch(ahead, key / kWideKeys, parts);
+    transpose_wide<kHalves>(in + key * row_bytes, row_bytes, words, out + key * 4);
   }
-  for (; key + 4 <= keys; key += 4) transpose4(in + key * row_bytes, row_bytes, words, out + key * 4);
+  for (; key + 4 <= keys; key += 4)
+    transpose4<kHalves>(in + key * row_bytes, row_bytes, words, out + key * 4);
   for (; key < keys; ++key) {
-    for (int word = 0; word < words; ++word)
-      __builtin_memcpy(out + word * kOutRow + key * 4, in + key * row_bytes + word * 4, 4);
+    for (int word = 0; word < words; ++word) {
+      const char* from = in + key * row_bytes + word * 4;
+      if constexpr (!kHalves) {
+        __builtin_memcpy(out + word * kOutRow + key * 4, from, 4);
+      } else {
+        uint16_t pair[simd::kLanes] = {};
+        __builtin_memcpy(pair, from, 4);
+        float wide[simd::kLanes];
+        simd::store(wide, simd::load_f16(pair));
+        __builtin_memcpy(out + 2 * word * kOutRow + key * 4, wide, 4);
+        __builtin_memcpy(out + (2 * word + 1) * kOutRow + key * 4, wide + 1, 4);
+      }
+    }
+  }
+}
+inline void transpose(const char* in, int64_t row_bytes, int words, int keys, const PackAhead* ahead,
+                      char* out) {
+  transpose_rows<false>(in, row_bytes, words, keys, ahead, out);
+}
+inline void transpose_f16(const char* in, int64_t row_bytes, int words, int keys, const PackAhead* ahead,
+                          char* out) {
+  transpose_rows<true>(in, row_bytes, words, keys, ahead, out);
+}
+
+inline void widen(bool f16, const char* in, int64_t row_bytes, int columns, int keys, const PackAhead* ahead,
+                  char* out, int64_t out_bytes) {
+  for (int key = 0; key < keys; ++key) {
+    fetch(ahead, key, keys);
+    const char* from = in + key * row_bytes;
+    float* to = reinterpret_cast<float*>(out + key * out_bytes);
+    for (int d = 0; d < columns; d += simd::kLanes) {
+      const int n = columns - d < simd::kLanes ? columns - d : simd::kLanes;
+      if (!f16) {
+        simd::store_n(to + d, simd::load_n(reinterpret_cast<const float*>(from) + d, n), n);
+        continue;
+      }
+      uint16_t halves[simd::kLanes] = {};
+      const char* at = from + d * 2;
+      if (n < simd::kLanes) {
+        for (int i = 0; i < n; ++i) __builtin_memcpy(halves + i, at + i * 2, 2);
+        at = reinterpret_cast<const char*>(halves);
+      }
+      simd::store_n(to + d, simd::load_f16(reinterpret_cast<const uint16_t*>(at)), n);
+    }
   }
 }
 
@@ -154,7 +241,7 @@ inline void interleave(const char* in, int64_t row_bytes, int columns, int keys,
   for (int key = 0; key < keys; key += 2, out += out_bytes) {
     const char* a = in + key * row_bytes;
     const char* b = key + 1 < keys ? a + row_bytes : a;
-    fetch(ahead, key / 2, 32);
+    fetch(ahead, key / 2, (keys + 1) / 2);
     int d = 0;
     for (; d + kWideColumns <= columns; d += kWideColumns) interleave_wide(a + d * 2, b + d * 2, out + d * 4);
     for (; d < columns; d += 8) {
@@ -167,7 +254,8 @@ inline void interleave(const char* in, int64_t row_bytes, int columns, int keys,
 
 }  // namespace pack
 
-inline constexpr PackKernels kPackTable = {pack::transpose, pack::interleave};
+inline constexpr PackKernels kPackTable = {pack::transpose, pack::transpose_f16, pack::interleave,
+                                           pack::widen};
 
 }  // namespace TESSERA_SIMD_NAMESPACE
 }  // namespace tessera::attention
