@@ -66,8 +66,8 @@ struct CacheTensors {
 // problem.batch, seqlen_q (or cu_seqlens_q), leftpad_k and alibi_batch_stride count; cu_seqlens_k and
 // seqused_k must be null. Every check comes before the first write: sequences longer than their blocks, block
 // ids out of range, two sequences that append to one slot, leftpad beyond the keys. Two sequences may read
-// the same block. Moves q, o and the new rows once, and each sequence's visible keys once per kv head (with
-// more than 64 stacked query rows: once per 192 of them). Work is divided over sequences, kv heads and, when
+// the same block. Moves q, o and the new rows once, and each sequence's visible keys once (with more than 64
+// stacked query rows: once for every 192). Work is divided over sequences, kv heads and, when
 // that is too little for the threads, segments of 512 keys.
 Status attend_cache(Context& context, const AttentionProblem& problem, const CacheView& cache,
                     const CacheAppend& append, const CacheTensors& tensors);
