@@ -69,7 +69,7 @@ def writable(x: Any, name: str) -> None:
 def scale_of(softmax_scale: Optional[float], head_dim: int, name: str = "softmax_scale") -> float:
     """1 / sqrt(head_dim) for None, else the caller's own, finite."""
     if softmax_scale is None:
-        return float(head_dim) ** -0.5
+        return float(head_dim**-0.5)
     return finite(softmax_scale, name)
 
 

@@ -1,5 +1,6 @@
 """Attention over checked arrays of either kind, for the public functions: padding, autograd, dropout's seeds."""
 
+from dataclasses import replace
 from typing import Any, Optional, Tuple
 
 import numpy as np
@@ -55,10 +56,16 @@ def probabilities(q: Any, k: Any, call: Call) -> Any:
     if is_tensor(q):
         import torch
 
-        arrays = (x.detach().float().numpy() for x in (q, k))
-        plain = Call(**{**vars(call), "alibi_slopes": _numpy(call.alibi_slopes), "cu_seqlens_q": _numpy(call.cu_seqlens_q),
-                        "cu_seqlens_k": _numpy(call.cu_seqlens_k), "seed": int(call.seed), "offset": int(call.offset)})  # fmt: skip
-        return torch.from_numpy(_probabilities(*arrays, plain)).to(q.dtype)
+        plain = replace(
+            call,
+            alibi_slopes=_numpy(call.alibi_slopes),
+            cu_seqlens_q=_numpy(call.cu_seqlens_q),
+            cu_seqlens_k=_numpy(call.cu_seqlens_k),
+            seed=int(call.seed),
+            offset=int(call.offset),
+        )
+        p = _probabilities(q.detach().float().numpy(), k.detach().float().numpy(), plain)
+        return torch.from_numpy(p).to(q.dtype)
     return _probabilities(q.astype(np.float32), k.astype(np.float32), call).astype(q.dtype)
 
 
@@ -67,7 +74,7 @@ def _numpy(x: Optional[Any]) -> Optional[Any]:
 
 
 def _probabilities(q: Any, k: Any, call: Call) -> Any:
-    if call.cu_seqlens_q is None:
+    if call.cu_seqlens_q is None or call.cu_seqlens_k is None:
         q_parts, k_parts = list(q), list(k)
         rows, keys = q.shape[1], k.shape[1]
     else:

@@ -76,6 +76,7 @@ def forward(q: Any, k: Any, v: Any, call: Call, out: Optional[Any] = None) -> Tu
 def backward(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, call: Call) -> Tuple[Any, Any, Any]:
     """dq, dk and dv, contiguous."""
     dq, dk, dv = (empty(x, x.shape) for x in (q, k, v))
-    arrays = (raw(x) for x in (dout, q, k, v, out, lse, dq, dk, dv))
-    _core.backward(*arrays, options_of(call, dtype_name(q)))
+    _core.backward(
+        raw(dout), raw(q), raw(k), raw(v), raw(out), raw(lse), raw(dq), raw(dk), raw(dv), options_of(call, dtype_name(q))
+    )
     return dq, dk, dv

@@ -180,11 +180,12 @@ def _(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> Tuple[Tensor, 
 def attend_cache(arrays: Tuple[Any, ...], call: _native.Call, interleaved: bool) -> Tuple[Tensor, Tensor]:
     """kvcache.attend_cache() as an operator that says what it writes. No gradients."""
     with torch.no_grad():
-        return torch.ops.tessera.attend_cache(
+        out, lse = torch.ops.tessera.attend_cache(
             *(None if x is None else x.detach() for x in arrays), call.alibi_slopes, call.leftpad_k,
             call.cu_seqlens_q, call.cu_seqlens_k, call.max_seqlen_q, call.max_seqlen_k, call.scale, call.causal,
             call.window_left, call.window_right, call.softcap, interleaved,
         )  # fmt: skip
+    return out, lse
 
 
 @torch.library.custom_op("tessera::rotary", mutates_args=(), device_types="cpu")
@@ -266,7 +267,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, call: _native.Call) -> Tuple[Tensor,
     """out, with gradients for q, k and v, and lse without one. Dropout draws its seed from torch's generator."""
     rng = torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64) if call.dropout_p > 0.0 else None
     if rng is not None:
-        call.seed, call.offset = rng  # type: ignore[assignment]
+        call.seed, call.offset = rng
     out, lse = torch.ops.tessera.attention(
         q, k, v, call.mask, call.alibi_slopes, call.cu_seqlens_q, call.cu_seqlens_k, call.seqused_k, call.leftpad_k,
         rng, call.max_seqlen_q, call.max_seqlen_k, call.scale, call.causal, call.window_left, call.window_right,

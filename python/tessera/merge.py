@@ -50,7 +50,8 @@ def merge_states(outs: Sequence[Any], lses: Sequence[Any]) -> Tuple[Any, Any]:
     if is_tensor(outs[0]):
         from . import _torch
 
-        return _torch.merge_states([x.detach() for x in outs], [x.detach() for x in lses])
+        out, lse = _torch.merge_states([x.detach() for x in outs], [x.detach() for x in lses])
+        return out, lse
     return merge_arrays(outs, lses)
 
 
