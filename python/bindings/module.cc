@@ -11,4 +11,5 @@ NB_MODULE(_core, module) {
   bind_attention(module);
   bind_cache(module);
   bind_rope_and_merge(module);
+  bind_tree(module);
 }

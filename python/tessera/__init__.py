@@ -23,9 +23,13 @@ from .merge import merge_state, merge_states
 from .plain import attention_backward, attention_forward
 from .rotary import apply_rotary_emb, apply_rotary_emb_kv_, apply_rotary_emb_qkv_
 from .sdpa import scaled_dot_product_attention
+from .tree import PrefixTree, Sequence, Step, tree_attention
 
 __version__ = _core.__version__
 __all__ = [
+    "PrefixTree",
+    "Sequence",
+    "Step",
     "apply_rotary_emb",
     "apply_rotary_emb_kv_",
     "apply_rotary_emb_qkv_",
@@ -44,6 +48,7 @@ __all__ = [
     "merge_states",
     "scaled_dot_product_attention",
     "set_num_threads",
+    "tree_attention",
 ]
 
 _os.register_at_fork(after_in_child=_core.after_fork_in_child)
