@@ -66,7 +66,23 @@ parts = [
 merged, _ = tessera.merge_state(*parts[0], *parts[1])
 report("merge_state of two parts, against the whole", np.abs(merged - tessera.flash_attn_func(q, k, v)).max())
 
-# 5. Gradients without any framework.
+# 5. A prefix tree: four sequences share a prompt of 640 tokens, which is stored once and read once a step.
+tree = tessera.PrefixTree(num_blocks=32, kv_heads=2, head_dim=64, dtype="float32")
+prompt = rng.integers(0, 1000, 640)
+q, k, v = normal(640, 8, 64), normal(640, 2, 64), normal(640, 2, 64)
+first = tree.sequence(prompt)
+tessera.tree_attention(q, tree.step([first], [prompt]), k=k, v=v)
+sequences = [first, first.fork(), first.fork(), first.fork()]
+step = tree.step(sequences, [[1], [2], [3], [4]])
+q, k_new, v_new = normal(4, 8, 64), normal(4, 2, 64), normal(4, 2, 64)
+out = tessera.tree_attention(q, step, k=k_new, v=v_new)
+k, v = (np.concatenate([x, new[3:]])[None] for x, new in ((k, k_new), (v, v_new)))
+report("tree_attention, against the fourth sequence alone", np.abs(out[3] - definition(q[None, 3:], k, v, True)[0]).max())
+reads = step.reads()
+print(f"  tiles of K and V read: {reads['tiles']}; with a walk for each sequence {reads['unshared']}")
+
+# 6. Gradients without any framework.
+q, k, v = normal(1, 16, 8, 64), normal(1, 300, 2, 64), normal(1, 300, 2, 64)
 out, lse = tessera.attention_forward(q, k, v)
 dq, dk, dv = tessera.attention_backward(np.ones_like(out), q, k, v, out, lse)
 nudge = 1e-3 * normal(*q.shape)

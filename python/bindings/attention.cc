@@ -1,7 +1,10 @@
 // forward, backward and what their tests need.
+#include <nanobind/stl/vector.h>
+
 #include "attention/dropout.h"
 #include "bindings/options.h"
 #include "core/format.h"
+#include "tessera/alibi.h"
 
 namespace tessera::python {
 namespace {
@@ -177,6 +180,14 @@ void bind_attention(nb::module_& module) {
              nb::arg("options"));
   module.def("backward", &backward, array("dout"), array("q"), array("k"), array("v"), array("out"),
              array("lse"), array("dq"), array("dk"), array("dv"), nb::arg("options"));
+  module.def(
+      "alibi_slopes",
+      [](int heads) {
+        auto slopes = attention::alibi_slopes(heads);
+        raise_if_error(slopes.status());
+        return *slopes;
+      },
+      nb::arg("heads"));
   module.def("dropout_mask", &dropout_mask, array("keep"), nb::arg("p"), nb::arg("seed"), nb::arg("offset"));
 }
 

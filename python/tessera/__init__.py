@@ -20,7 +20,7 @@ from .flash_attn import (
 )
 from .kvcache import flash_attn_with_kvcache
 from .merge import merge_state, merge_states
-from .plain import attention_backward, attention_forward
+from .plain import alibi_slopes, attention_backward, attention_forward
 from .rotary import apply_rotary_emb, apply_rotary_emb_kv_, apply_rotary_emb_qkv_
 from .sdpa import scaled_dot_product_attention
 from .tree import PrefixTree, Sequence, Step, tree_attention
@@ -30,6 +30,7 @@ __all__ = [
     "PrefixTree",
     "Sequence",
     "Step",
+    "alibi_slopes",
     "apply_rotary_emb",
     "apply_rotary_emb_kv_",
     "apply_rotary_emb_qkv_",

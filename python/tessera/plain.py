@@ -2,7 +2,9 @@
 
 from typing import Any, Optional, Tuple
 
-from . import _check, _native
+import numpy as np
+
+from . import _check, _core, _native
 from ._arrays import as_array, dtype_name, to_int32
 from ._native import Call
 
@@ -56,6 +58,11 @@ def _longest(cu_seqlens: Any, given: Optional[int], name: str) -> int:
         return _check.length(given, name)
     values = [int(x) for x in cu_seqlens]
     return max([0] + [b - a for a, b in zip(values, values[1:])])
+
+
+def alibi_slopes(heads: int) -> Any:
+    """ALiBi's slopes (Press, Smith and Lewis, 2022), float32 (heads,), for any number of heads from 1 to 65536."""
+    return np.array(_core.alibi_slopes(min(_check.length(heads, "heads"), 2**31 - 1)), dtype=np.float32)
 
 
 def attention_forward(

@@ -73,6 +73,13 @@ def test_alibi(rng, per_batch):
     assert worst(out, attention(q, k, v, f)[0]) <= 5e-6
 
 
+def test_alibi_slopes():
+    assert tessera.alibi_slopes(8).tolist() == [2.0**-n for n in range(1, 9)]
+    assert len(tessera.alibi_slopes(12)) == 12
+    with pytest.raises(ValueError, match="heads=0"):
+        tessera.alibi_slopes(0)
+
+
 def test_softcap_and_scale(rng):
     q, k, v = make(rng, 2, 50, 80, 4, 2, 64)
     out = tessera.flash_attn_func(q, k, v, softmax_scale=0.7, softcap=3.0, window_size=(20, 4))
