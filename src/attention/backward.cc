@@ -24,7 +24,7 @@
 #include "attention/cpu/backward_kernel.h"
 #include "attention/cpu/flush_subnormals.h"
 #include "attention/dropout.h"
-#include "attention/sequences.h"
+#include "attention/unseen_keys.h"
 #include "core/check.h"
 #include "core/context.h"
 #include "core/format.h"
@@ -38,6 +38,7 @@ constexpr int kSharedSlot = 2;
 constexpr int kScratchSlot = 3;
 constexpr int kMostBlockRows = 144;
 constexpr int kTiles = kSegment / kKeyTile;
+constexpr int64_t kRowsAhead = 4;  // fetched while one is summed
 
 int64_t align64(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
@@ -47,21 +48,6 @@ void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
-}
-
-bool finite(const char* row, DType dtype, int n) {
-  for (int d = 0; d < n; ++d) {
-    float x;
-    if (dtype == DType::f32) {
-      std::memcpy(&x, row + 4 * d, 4);
-    } else {
-      uint16_t bits;
-      std::memcpy(&bits, row + 2 * d, 2);
-      x = dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-    }
-    if (!std::isfinite(x)) return false;
-  }
-  return true;
 }
 
 // A sequence and its blocks of stacked rows (row-major, a row's heads of the group adjacent).
@@ -110,7 +96,6 @@ class BackwardRun {
   void write_keys(const Sequence& sequence, int kv_head, Keys part, Keys seen, char* segment) const;
   void add_dq(int64_t index, int64_t position, int64_t partials, BlockArrays& arrays);
   const char* mask_element(const Sequence& sequence, int64_t head, int64_t row, int64_t key) const;
-  bool hidden_from_all(const Sequence& sequence, int kv_head, int64_t key) const;
 
   template <typename Pointer>
   Pointer at(const Strided<Pointer>& t, const Sequence& sequence, int64_t first, int64_t row,
@@ -234,6 +219,14 @@ void BackwardRun::prepare_rows(int64_t begin, int64_t end) {
         const int64_t head = kv_head * group_ + stacked % group_;
         const float given = t_.lse[(s.batch_axis * problem_.heads + head) * axes_.rows + s.first_row + row];
         if (given == -INFINITY) continue;
+        if (row + kRowsAhead < s.rows) {
+          const auto fetch = [&](const Strided<const void*>& t) {
+            const char* next = static_cast<const char*>(at(t, s, s.first_row, row + kRowsAhead, head));
+            for (int64_t i = 0; i < problem_.v_head_dim * element_; i += 64) __builtin_prefetch(next + i);
+          };
+          fetch(t_.o);
+          fetch(t_.dout);
+        }
         lse = static_cast<float>(given * kLog2e);
         delta = kernel_.row_delta(shape_, at(t_.o, s, s.first_row, row, head),
                                   at(t_.dout, s, s.first_row, row, head));
@@ -278,32 +271,6 @@ void BackwardRun::fill(const Sequence& s, int kv_head, int64_t block, BlockArray
   }
 }
 
-// Whether the mask tensor hides a key that the other rules show. Asked only about keys that hold NaN or inf.
-bool BackwardRun::hidden_from_all(const Sequence& s, int kv_head, int64_t key) const {
-  const MaskTensor& mask = problem_.mask.tensor;
-  for (int64_t row = 0; row < s.rows; ++row) {
-    const Keys keys = row_keys(s, row);
-    if (key < keys.first || key >= keys.end) continue;
-    for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      const char* element = mask_element(s, head, row, key);
-      float value = 0;
-      uint16_t bits;
-      if (mask.kind == MaskKind::boolean) {
-        if (*element != 0) return false;
-        continue;
-      }
-      if (mask.dtype == DType::f32) {
-        std::memcpy(&value, element, 4);
-      } else {
-        std::memcpy(&bits, element, 2);
-        value = mask.dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-      }
-      if (!(value < kHidingMask)) return false;
-    }
-  }
-  return true;
-}
-
 void BackwardRun::pack_keys(const Sequence& s, int kv_head, Keys part, Keys seen, char* segment) const {
   for (int tile = 0; tile < kTiles; ++tile) {
     const int64_t first = part.first + tile * kKeyTile;
@@ -317,9 +284,9 @@ void BackwardRun::pack_keys(const Sequence& s, int kv_head, Keys part, Keys seen
       const char* k_row = static_cast<const char*>(at(t_.k, s, s.first_key, key, kv_head));
       const char* v_row = static_cast<const char*>(at(t_.v, s, s.first_key, key, kv_head));
       if (shape_.mask != MaskKind::none &&
-          !(finite(k_row, problem_.dtype, problem_.head_dim) &&
-            finite(v_row, problem_.dtype, problem_.v_head_dim)) &&
-          hidden_from_all(s, kv_head, key)) {
+          !(finite_row(problem_.dtype, k_row, problem_.head_dim) &&
+            finite_row(problem_.dtype, v_row, problem_.v_head_dim)) &&
+          !any_row_sees(problem_, s, s.batch, kv_head, key)) {
         continue;
       }
       k[i] = k_row;

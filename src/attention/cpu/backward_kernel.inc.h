@@ -26,6 +26,7 @@
 
 #include "attention/cpu/backward_kernel.h"
 #include "attention/cpu/dropout.inc.h"
+#include "attention/cpu/pack_kernels.inc.h"
 #include "attention/problem.h"
 #include "simd/vec_math.h"
 
@@ -37,7 +38,7 @@ using namespace simd;
 inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr int kTileRows = kLanes == 4 ? 4 : 6;      // of a register tile
 inline constexpr int kTileVectors = kLanes == 16 ? 4 : 2;  // and its columns in vectors
-inline constexpr int kMostDim = 256;
+inline constexpr int kRowsAhead = 8;                       // fetched while one is packed
 
 // How words are multiplied.
 struct DotF32 {
@@ -205,19 +206,27 @@ TESSERA_VEC void store_typed(char* to, DType dtype, int d, F32 x) {
   store_f16(reinterpret_cast<uint16_t*>(to) + d, x);
 }
 
+// Elements [first, n) of a row, fewer than kLanes; zeros behind them.
+TESSERA_VEC F32 load_tail(const void* from, DType dtype, int first, int n) {
+  const int element = dtype == DType::f32 ? 4 : 2;
+  char tail[kLanes * 4] = {};
+  __builtin_memcpy(tail, static_cast<const char*>(from) + first * element,
+                   static_cast<size_t>((n - first) * element));
+  return load_typed(tail, dtype, 0);
+}
+
 // n elements of a row -> f32, zeros up to `width`; from null: zeros.
 TESSERA_VEC void load_row(const void* from, DType dtype, int n, int width, float* to) {
   const int whole = from == nullptr ? 0 : n / kLanes * kLanes;
-  const char* bytes = static_cast<const char*>(from);
-  for (int d = 0; d < whole; d += kLanes) store(to + d, load_typed(bytes, dtype, d));
+  for (int d = 0; d < whole; d += kLanes) store(to + d, load_typed(static_cast<const char*>(from), dtype, d));
   for (int d = whole; d < width; d += kLanes) store(to + d, zero());
-  if (from != nullptr && whole < n) {
-    const size_t element = dtype == DType::f32 ? 4 : 2;
-    char tail[kLanes * 4] = {};
-    __builtin_memcpy(tail, bytes + static_cast<size_t>(whole) * element,
-                     static_cast<size_t>(n - whole) * element);
-    store(to + whole, load_typed(tail, dtype, 0));
-  }
+  if (from != nullptr && whole < n) store(to + whole, load_tail(from, dtype, whole, n));
+}
+
+// Rows of the caller's lie apart, where the hardware's own prefetch does not find them. `row` null: nothing.
+TESSERA_VEC void fetch_row(const void* row, DType dtype, int n) {
+  const int bytes = row == nullptr ? 0 : n * (dtype == DType::f32 ? 4 : 2);
+  for (int at = 0; at < bytes; at += 64) prefetch_near(static_cast<const char*>(row) + at);
 }
 
 // n elements of `from` times `scale` -> a row.
@@ -232,29 +241,6 @@ TESSERA_VEC void store_row(const float* from, F32 scale, DType dtype, int n, voi
     store_typed(tail, dtype, 0, load(from + whole) * scale + zero());
     __builtin_memcpy(bytes + static_cast<size_t>(whole) * element, tail,
                      static_cast<size_t>(n - whole) * element);
-  }
-}
-
-typedef uint32_t Quad __attribute__((vector_size(16), aligned(4), may_alias));
-
-// in [kKeyTile rows of `row` words] -> out [count][kKeyTile]; count is a multiple of 4.
-inline void transpose_words(const uint32_t* in, int64_t row, int count, uint32_t* out) {
-  for (int key = 0; key < kKeyTile; key += 4) {
-    for (int word = 0; word < count; word += 4) {
-      const uint32_t* from = in + key * row + word;
-      const auto line = [&](int i) { return *reinterpret_cast<const Quad*>(from + i * row); };
-      const Quad a = line(0), b = line(1), c = line(2), d = line(3);
-      const Quad ab_low = __builtin_shuffle(a, b, Quad{0, 4, 1, 5}),
-                 ab_high = __builtin_shuffle(a, b, Quad{2, 6, 3, 7}),
-                 cd_low = __builtin_shuffle(c, d, Quad{0, 4, 1, 5}),
-                 cd_high = __builtin_shuffle(c, d, Quad{2, 6, 3, 7});
-      uint32_t* to = out + int64_t{word} * kKeyTile + key;
-      const auto put = [&](int i, Quad x) { *reinterpret_cast<Quad*>(to + i * kKeyTile) = x; };
-      put(0, __builtin_shuffle(ab_low, cd_low, Quad{0, 1, 4, 5}));
-      put(1, __builtin_shuffle(ab_low, cd_low, Quad{2, 3, 6, 7}));
-      put(2, __builtin_shuffle(ab_high, cd_high, Quad{0, 1, 4, 5}));
-      put(3, __builtin_shuffle(ab_high, cd_high, Quad{2, 3, 6, 7}));
-    }
   }
 }
 
@@ -336,6 +322,14 @@ TESSERA_VEC void plain_row(const BackwardShape& shape, const BackwardRows& rows,
   }
 }
 
+// Whole vectors of mask elements; returns the first key that is left over.
+template <typename Load>
+TESSERA_VEC int load_mask_vectors(Range seen, float* bias, const Load& load_at) {
+  int key = seen.begin;
+  for (; key + kLanes <= seen.end; key += kLanes) store(bias + key, load_at(key));
+  return key;
+}
+
 // Elements of a row's mask tensor for the keys [seen.begin, seen.end) of a tile, as what is added to the
 // score; below kHidingMask where the key is hidden. What the row does not see by position is not read.
 TESSERA_VEC void load_mask(const BackwardShape& shape, const void* mask_row, int64_t first_key, Range seen,
@@ -344,22 +338,32 @@ TESSERA_VEC void load_mask(const BackwardShape& shape, const void* mask_row, int
   const int64_t element = boolean ? 1 : shape.mask_dtype == DType::f32 ? 4 : 2;
   const int64_t step = shape.mask_key_stride * element;
   const char* from = static_cast<const char*>(mask_row) + first_key * step;
-  const F32 hidden = set1(2 * kHidingMask);
-  for (int key = seen.begin; key < seen.end; key += kLanes) {
+  const auto boolean_at = [](const char* at) {
+    const I32 shown = load_u8(reinterpret_cast<const uint8_t*>(at));
+    return select(gt(shown, set1_i32(0)), zero(), set1(2 * kHidingMask));
+  };
+  int key = seen.begin;
+  if (step == element && boolean) {
+    key = load_mask_vectors(seen, bias, [&](int at) { return boolean_at(from + at); });
+  } else if (step == element) {
+    switch (shape.mask_dtype) {
+      case DType::f32:
+        key = load_mask_vectors(seen, bias, [&](int at) { return load_typed(from, DType::f32, at); });
+        break;
+      case DType::bf16:
+        key = load_mask_vectors(seen, bias, [&](int at) { return load_typed(from, DType::bf16, at); });
+        break;
+      default:
+        key = load_mask_vectors(seen, bias, [&](int at) { return load_typed(from, DType::f16, at); });
+    }
+  }
+  for (; key < seen.end; key += kLanes) {
     const int n = seen.end - key < kLanes ? seen.end - key : kLanes;
-    const char* at = from + key * step;
-    char copy[kLanes * 4];
-    if (step != element || n < kLanes) {
-      for (int i = 0; i < n; ++i)
-        __builtin_memcpy(copy + i * element, at + i * step, static_cast<size_t>(element));
-      at = copy;
+    char copy[kLanes * 4] = {};
+    for (int i = 0; i < n; ++i) {
+      __builtin_memcpy(copy + i * element, from + (key + i) * step, static_cast<size_t>(element));
     }
-    if (boolean) {
-      const I32 seen_bytes = load_u8(reinterpret_cast<const uint8_t*>(at));
-      store_n(bias + key, select(gt(seen_bytes, set1_i32(0)), zero(), hidden), n);
-    } else {
-      store_n(bias + key, load_typed(at, shape.mask_dtype, 0), n);
-    }
+    store_n(bias + key, boolean ? boolean_at(copy) : load_typed(copy, shape.mask_dtype, 0), n);
   }
 }
 
@@ -506,12 +510,16 @@ void walk_tile(const BackwardShape& shape, const BackwardRows& rows, const Backw
 // ---- the rest of the table ----
 
 inline float row_delta(const BackwardShape& shape, const void* o, const void* dout) {
-  float a[kMostDim], b[kMostDim];
-  const int width = shape.v_width;
-  load_row(o, shape.dtype, shape.v_head_dim, width, a);
-  load_row(dout, shape.dtype, shape.v_head_dim, width, b);
+  const int whole = shape.v_head_dim / kLanes * kLanes;
   F32 sum = zero();
-  for (int d = 0; d < width; d += kLanes) sum = fma(load(a + d), load(b + d), sum);
+  for (int d = 0; d < whole; d += kLanes) {
+    sum = fma(load_typed(static_cast<const char*>(o), shape.dtype, d),
+              load_typed(static_cast<const char*>(dout), shape.dtype, d), sum);
+  }
+  if (whole < shape.v_head_dim) {
+    sum = fma(load_tail(o, shape.dtype, whole, shape.v_head_dim),
+              load_tail(dout, shape.dtype, whole, shape.v_head_dim), sum);
+  }
   return reduce_add(sum);
 }
 
@@ -534,6 +542,10 @@ void pack_tile(const BackwardShape& shape, const BackwardTile& tile, const void*
   uint32_t* v_rows = reinterpret_cast<uint32_t*>(keys.dv);
   const int k_row = k_width / T::kDepth, v_row = v_width / T::kDepth;
   for (int key = 0; key < kKeyTile; ++key) {
+    if (key + kRowsAhead < kKeyTile) {
+      fetch_row(k[key + kRowsAhead], shape.dtype, shape.head_dim);
+      fetch_row(v[key + kRowsAhead], shape.dtype, shape.v_head_dim);
+    }
     if constexpr (T::kDepth > 1) {
       copy_row(k[key], shape.head_dim, k_width, k_rows + key * k_row);
       copy_row(v[key], shape.v_head_dim, v_width, v_rows + key * v_row);
@@ -543,8 +555,12 @@ void pack_tile(const BackwardShape& shape, const BackwardTile& tile, const void*
                reinterpret_cast<float*>(v_rows + key * v_row));
     }
   }
-  transpose_words(k_rows, k_row, shape.head_dim / T::kDepth, keys.k_columns);
-  transpose_words(v_rows, v_row, shape.v_head_dim / T::kDepth, keys.v_columns);
+  const auto transpose = [](const uint32_t* from, int row, int count, uint32_t* to) {
+    pack::transpose(reinterpret_cast<const char*>(from), int64_t{row} * 4, count, kKeyTile, nullptr,
+                    reinterpret_cast<char*>(to));
+  };
+  transpose(k_rows, k_row, shape.head_dim / T::kDepth, keys.k_columns);
+  transpose(v_rows, v_row, shape.v_head_dim / T::kDepth, keys.v_columns);
   if constexpr (T::kDepth > 1) {
     for (int key = 0; key < kKeyTile; key += 2) {
       const uint32_t* pair = k_rows + key * k_row;
@@ -562,6 +578,10 @@ void pack_rows(const BackwardShape& shape, const BackwardRows& rows, const void*
   const int padded = (rows.rows + kTileRows - 1) / kTileRows * kTileRows;
   for (int row = 0; row < padded; ++row) {
     const bool real = row < rows.rows;
+    if (row + kRowsAhead < rows.rows) {
+      fetch_row(q[row + kRowsAhead], shape.dtype, shape.head_dim);
+      fetch_row(dout[row + kRowsAhead], shape.dtype, shape.v_head_dim);
+    }
     const void* from_q = real ? q[row] : nullptr;
     const void* from_dout = real ? dout[row] : nullptr;
     uint32_t* to_q = block.q + row * block.q_row;

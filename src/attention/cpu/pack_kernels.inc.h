@@ -192,7 +192,7 @@ TESSERA_VEC void transpose_rows(const char* in, int64_t row_bytes, int words, in
     for (int word = 0; word < words; ++word) {
       const char* from = in + key * row_bytes + word * 4;
       if constexpr (!kHalves) {
-        __builtin_memcpy(out + word * kOutRow + key * 4, from, 4);
+        __builtin_memcpy(out + word * kOutRow + int64_t{key} * 4, from, 4);
       } else {
         uint16_t pair[simd::kLanes] = {};
         __builtin_memcpy(pair, from, 4);
