@@ -1,7 +1,7 @@
 // Backward over the caller's tensors: checks, scratch and the order of the work.
 //
 // Invariants:
-//  1. An item is a segment of 512 keys of one kv head of one sequence. It alone holds and writes that
+//  1. An item is a segment of keys of one kv head of one sequence. It alone holds and writes that
 //     segment's dk and dv, summing every query head of the group over the blocks of rows, last block first.
 //  2. dq of a block of rows is the sum, in rising order, of one partial a segment that the block may see. A
 //     partial starts from zero and walks its tiles in rising order; it is added when every earlier one has
@@ -37,7 +37,6 @@ constexpr double kLog2e = 1.4426950408889634;
 constexpr int kSharedSlot = 2;
 constexpr int kScratchSlot = 3;
 constexpr int kMostBlockRows = 144;
-constexpr int kTiles = kSegment / kKeyTile;
 constexpr int64_t kRowsAhead = 4;  // fetched while one is summed
 
 int64_t align64(int64_t bytes) {
@@ -54,7 +53,18 @@ void relax() {
 struct Sequence : SequenceView {
   int64_t batch;
   int64_t first_block, blocks;  // of one kv head; first_block counts all sequences'
+  int64_t segment;              // keys of a segment
 };
+
+// Where 512 keys would make few items of a sequence, fewer make more, so that threads share it; each segment
+// packs the rows once more, 3 % of the time at 512 keys. By the sequence's own sizes: neither threads nor
+// batch move it.
+int64_t segment_of(const SequenceView& s, int kv_heads) {
+  constexpr int64_t kItems = 8, kLeast = 128;
+  int64_t segment = kSegment;
+  while (segment > kLeast && kv_heads * ((s.length + segment - 1) / segment) < kItems) segment /= 2;
+  return segment;
+}
 
 struct Keys {
   int64_t first, end;
@@ -153,17 +163,18 @@ BackwardRun::BackwardRun(Context& context, const AttentionProblem& problem, cons
 
   int64_t most_segments = 0;
   for (int64_t b = 0; b < problem.batch; ++b) {
-    Sequence s{sequence_of(problem, b), b, 0, 0};
+    Sequence s{sequence_of(problem, b), b, 0, 0, 0};
+    s.segment = segment_of(s, problem.kv_heads);
     s.first_block = blocks_;
     s.blocks = (s.rows * group_ + kernel.block_rows - 1) / kernel.block_rows;
     blocks_ += s.blocks;
-    most_segments = std::max(most_segments, (s.length + kSegment - 1) / kSegment);
+    most_segments = std::max(most_segments, (s.length + s.segment - 1) / s.segment);
     sequences_.push_back(s);
   }
   // A sequence without keys still has rows whose dq somebody must write.
   for (int64_t segment = 0; segment < std::max<int64_t>(most_segments, 1); ++segment) {
     for (const Sequence& s : sequences_) {
-      if (segment == 0 || segment * kSegment < s.length) {
+      if (segment == 0 || segment * s.segment < s.length) {
         items_.push_back({static_cast<int32_t>(s.batch), static_cast<int32_t>(segment)});
       }
     }
@@ -272,7 +283,7 @@ void BackwardRun::fill(const Sequence& s, int kv_head, int64_t block, BlockArray
 }
 
 void BackwardRun::pack_keys(const Sequence& s, int kv_head, Keys part, Keys seen, char* segment) const {
-  for (int tile = 0; tile < kTiles; ++tile) {
+  for (int tile = 0; tile < s.segment / kKeyTile; ++tile) {
     const int64_t first = part.first + tile * kKeyTile;
     if (first >= seen.end || first + kKeyTile <= seen.first) continue;
     const void* k[kKeyTile];
@@ -297,7 +308,7 @@ void BackwardRun::pack_keys(const Sequence& s, int kv_head, Keys part, Keys seen
 }
 
 void BackwardRun::write_keys(const Sequence& s, int kv_head, Keys part, Keys seen, char* segment) const {
-  for (int tile = 0; tile < kTiles; ++tile) {
+  for (int tile = 0; tile < s.segment / kKeyTile; ++tile) {
     const int64_t first = part.first + tile * kKeyTile;
     void* dk[kKeyTile];
     void* dv[kKeyTile];
@@ -340,8 +351,7 @@ void BackwardRun::add_dq(int64_t index, int64_t position, int64_t partials, Bloc
 
 void BackwardRun::run_item(const Item& item, int kv_head, char* segment, BlockArrays& arrays) {
   const Sequence& s = sequences_[static_cast<size_t>(item.sequence)];
-  const Keys part{int64_t{item.segment} * kSegment,
-                  std::min<int64_t>(int64_t{item.segment + 1} * kSegment, s.length)};
+  const Keys part{item.segment * s.segment, std::min((item.segment + 1) * s.segment, s.length)};
   Keys seen{0, 0};
   for (int64_t block = 0; block < s.blocks && seen.none(); ++block) seen = block_keys(s, block);
   if (!seen.none()) seen.end = block_keys(s, s.blocks - 1).end;
@@ -360,12 +370,12 @@ void BackwardRun::run_item(const Item& item, int kv_head, char* segment, BlockAr
       continue;
     }
     kernel_.pack_rows(shape_, arrays.rows, arrays.q, arrays.dout);
-    for (int tile = 0; tile < kTiles; ++tile) {
+    for (int tile = 0; tile < s.segment / kKeyTile; ++tile) {
       const int64_t first = part.first + tile * kKeyTile;
       if (first >= keys.end || first + kKeyTile <= keys.first) continue;
       kernel_.walk(shape_, arrays.rows, {tile, first, segment});
     }
-    const int64_t first_segment = keys.first / kSegment, last_segment = (keys.end - 1) / kSegment;
+    const int64_t first_segment = keys.first / s.segment, last_segment = (keys.end - 1) / s.segment;
     add_dq(block_index(s, kv_head, block), item.segment - first_segment, last_segment - first_segment + 1,
            arrays);
   }
