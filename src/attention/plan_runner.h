@@ -51,6 +51,11 @@ class PlanRunner {
   void fold_split_token(const WorkPlan::SplitToken& token, int kv_head, const Scratch& scratch);
   void pack_row(int32_t row, int kv_head, void* packed) const;
   void write_row(int32_t row, int kv_head, const StateRows& total) const;
+  void write_rows(int32_t first_row, int32_t rows, int kv_head, const StateRows& total) const;
+  int64_t element_of(int32_t row, int kv_head, int64_t batch_stride, int64_t row_stride,
+                     int64_t head_stride) const;
+  const char* query(int32_t row, int kv_head) const;
+  char* output(int32_t row, int kv_head) const;
   Scratch scratch_of(int worker, int64_t rows) const;
   StateRows partial(int kv_head, int32_t row) const;
 
@@ -64,7 +69,8 @@ class PlanRunner {
   const RowKernels& convert_;
   const int group_;
   const int v_width_;
-  const bool featured_;  // rows go to walk_featured
+  const int64_t element_bytes_;  // of q and o
+  const bool featured_;          // rows go to walk_featured
   const DropoutKey dropout_;
   float* partials_ = nullptr;  // [kv_heads][partials][2 + v_width, padded]
 };
