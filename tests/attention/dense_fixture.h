@@ -354,7 +354,10 @@ struct DenseCase {
   // The plain form of flash-attn's tests: the whole row of scores, every step rounded to the dtype.
   std::vector<float> plain_form() const {
     std::vector<float> out(static_cast<size_t>(batches() * all_rows() * p.heads * p.v_head_dim), 0.0f);
-    const std::vector<float> qs = q.values(), ks = k.values(), vs = v.values();
+    std::vector<float> qs = q.values(), ks = k.values(), vs = v.values();
+    for (float& value : ks) value = rounded(p.dtype, value * p.scale);
+    // A kept probability's scale goes into v, as flash-attn's plain form has it.
+    for (float& value : vs) value = rounded(p.dtype, value * (p.dropout.p > 0 ? p.dropout.scale() : 1.0f));
     const int64_t group = p.heads / p.kv_heads;
     for (int64_t b = 0; b < p.batch; ++b) {
       const reference::Extent e = reference::extent(p, b);
@@ -372,7 +375,7 @@ struct DenseCase {
             float dot = 0;
             for (int64_t d = 0; d < p.head_dim; ++d) {
               dot += qs[static_cast<size_t>(at * p.head_dim + d)] *
-                     rounded(p.dtype, ks[static_cast<size_t>(from * p.head_dim + d)] * p.scale);
+                     ks[static_cast<size_t>(from * p.head_dim + d)];
             }
             weight[j] = plain_score(b, h, row, key, rounded(p.dtype, dot));
             maximum = std::max(maximum, weight[j]);
@@ -381,15 +384,17 @@ struct DenseCase {
             weight[j] = seen[j] ? std::exp(weight[j] - maximum) : 0.0f;
             sum += weight[j];
           }
+          for (size_t j = 0; j < weight.size(); ++j) {
+            weight[j] = rounded(p.dtype, weight[j] / sum);
+            if (seen[j] && reference::keep(p, b, h, row, static_cast<int64_t>(j)) == 0) weight[j] = 0;
+          }
           for (int64_t d = 0; d < p.v_head_dim; ++d) {
             float total = 0;
             for (int64_t key = 0; key < e.keys; ++key) {
-              const auto j = static_cast<size_t>(key);
-              if (!seen[j]) continue;
               const int64_t from = (axis(b) * all_keys() + e.first_key + key) * p.kv_heads + h / group;
-              const auto keep = static_cast<float>(reference::keep(p, b, h, row, key));
-              total += rounded(p.dtype, weight[j] / sum) *
-                       rounded(p.dtype, vs[static_cast<size_t>(from * p.v_head_dim + d)] * keep);
+              if (seen[static_cast<size_t>(key)]) {
+                total += weight[static_cast<size_t>(key)] * vs[static_cast<size_t>(from * p.v_head_dim + d)];
+              }
             }
             out[static_cast<size_t>(at * p.v_head_dim + d)] = rounded(p.dtype, total);
           }

@@ -23,12 +23,12 @@ double attend(const Inputs& in, const Extent& e, int64_t batch, int64_t head, in
   const int64_t axis = p.cu_seqlens_q != nullptr ? 0 : batch;
   std::vector<double> scores(static_cast<size_t>(e.keys), kMinusInfinity);
   double maximum = kMinusInfinity;
+  const Operand::Row q = in.q.row(axis, e.first_row + row, head);
   for (int64_t key = 0; key < e.keys; ++key) {
     if (!visible(p, batch, head, row, key)) continue;
+    const Operand::Row k = in.k.row(axis, e.first_key + key, kv_head);
     double dot = 0;
-    for (int d = 0; d < p.head_dim; ++d) {
-      dot += in.q.at(axis, e.first_row + row, head, d) * in.k.at(axis, e.first_key + key, kv_head, d);
-    }
+    for (int d = 0; d < p.head_dim; ++d) dot += q[d] * k[d];
     const double value = score(p, batch, head, row, key, dot).value;
     scores[static_cast<size_t>(key)] = value;
     maximum = std::max(maximum, value);
@@ -41,7 +41,8 @@ double attend(const Inputs& in, const Extent& e, int64_t batch, int64_t head, in
     if (weight == 0) continue;  // also keeps what is masked, NaN or not, out
     sum += weight;
     const double kept = weight * keep(p, batch, head, row, key);
-    for (int d = 0; d < p.v_head_dim; ++d) o[d] += kept * in.v.at(axis, e.first_key + key, kv_head, d);
+    const Operand::Row v = in.v.row(axis, e.first_key + key, kv_head);
+    for (int d = 0; d < p.v_head_dim; ++d) o[d] += kept * v[d];
   }
   for (int d = 0; d < p.v_head_dim; ++d) o[d] /= sum;
   return maximum + std::log(sum);

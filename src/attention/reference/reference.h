@@ -18,6 +18,17 @@ struct Operand {
     return wide != nullptr ? wide[at] : double{narrow[at]};
   }
 
+  // The elements of one row.
+  struct Row {
+    const float* narrow;
+    const double* wide;
+    double operator[](int64_t d) const { return wide != nullptr ? wide[d] : double{narrow[d]}; }
+  };
+  Row row(int64_t batch, int64_t row, int64_t head) const {
+    const int64_t at = batch * batch_stride + row * row_stride + head * head_stride;
+    return {wide != nullptr ? nullptr : narrow + at, wide != nullptr ? wide + at : nullptr};
+  }
+
   const float* narrow = nullptr;
   const double* wide = nullptr;
   int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
