@@ -45,28 +45,24 @@ Result<Isa> parse_isa(const char* text) {
       "TESSERA_ISA");
 }
 
+bool supported(Isa isa) {
 #if defined(__x86_64__)
-namespace {
-// In order of Isa. Asked once: under a hypervisor CPUID leaves the guest, which takes longer than a small
-// attention.
-struct Supported {
-  bool isas[kIsaCount];
-};
-Supported ask_cpu() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c() &&
                     __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
-  return {{true, avx2, avx512, avx512 && __builtin_cpu_supports("avx512bf16")}};
-}
-}  // namespace
-#endif
-
-bool supported(Isa isa) {
-#if defined(__x86_64__)
-  static const Supported supported = ask_cpu();
-  return supported.isas[static_cast<int>(isa)];
+  switch (isa) {
+    case Isa::scalar:
+      return true;
+    case Isa::avx2:
+      return avx2;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx512bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
 #else
   return isa == Isa::scalar;
 #endif
