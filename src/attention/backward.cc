@@ -414,7 +414,7 @@ void BackwardRun::run() {
     }
   };
   if (units == 1) return work(0);
-  context_.pool.run(work);
+  context_.pool.run_any(work);
 }
 
 Status check_tensors(const AttentionProblem& p, const BackwardTensors& t) {

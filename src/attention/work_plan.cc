@@ -14,6 +14,10 @@ namespace {
 
 // Stacked query rows of a slice of a long chunk: 24 registers of rows on AVX-512; 96 to 768 measured equal.
 constexpr int kSliceRows = 192;
+// Over dense tensors, where no other request fills the threads, slices get smaller until each thread has this
+// many of them (a causal slice costs up to twice the mean), but not smaller than a tile's bytes are worth.
+constexpr int64_t kSlicesPerThread = 8;
+constexpr int kLeastSliceRows = 48;
 // Slices of more rows than this gain nothing from stacking: they already do more arithmetic than a tile's
 // bytes cost.
 constexpr int kStackRows = 64;
@@ -78,6 +82,7 @@ class PlanBuilder {
       : plan_(plan), options_(options), group_(plan.heads_ / plan.kv_heads_) {}
 
   void build(std::span<const PagedSequence> sequences) {
+    if (options_.dense) size_slices(sequences);
     for (const PagedSequence& sequence : sequences) cut(sequence);
     sort_slices();
     number_rows();
@@ -99,10 +104,22 @@ class PlanBuilder {
     int32_t partials = 0;
   };
 
+  void size_slices(std::span<const PagedSequence> sequences) {
+    int64_t rows = 0, keys = 0;
+    for (const PagedSequence& sequence : sequences) {
+      rows += int64_t{sequence.rows} * group_ * plan_.kv_heads_;
+      keys += keys_of(sequence);
+    }
+    const int64_t wanted = options_.threads > 1 ? kSlicesPerThread * options_.threads : 1;
+    while (slice_rows_ > kLeastSliceRows && rows < wanted * slice_rows_) slice_rows_ /= 2;
+    // The states that split items hand over take no more memory than the tiles of K and V.
+    most_partials_ = static_cast<int32_t>(std::min<int64_t>(2 * keys, INT32_MAX));
+  }
+
   void cut(const PagedSequence& sequence) {
     const int64_t keys = keys_of(sequence);
     TESSERA_CHECK(sequence.rows >= 0 && sequence.first_row >= 0 && keys <= INT32_MAX);
-    const int32_t most = std::max(1, kSliceRows / group_);
+    const int32_t most = std::max(1, slice_rows_ / group_);
     const bool stackable = int64_t{sequence.rows} * group_ <= kStackRows;
     for (int32_t first = 0; first < sequence.rows; first += most) {
       Slice slice{};
@@ -284,7 +301,12 @@ class PlanBuilder {
       const Range tiles = tiles_of(a, b);
       const bool several =
           tiles.end > 0 && tiles.first / kTilesPerSegment != (tiles.end - 1) / kTilesPerSegment;
-      if (options_.threads > 1 && several && costs[g] * kItemsPerThread > share) {
+      const int64_t segments =
+          (tiles.end - 1) / plan_.tiles_per_segment_ - tiles.first / plan_.tiles_per_segment_ + 1;
+      const int64_t rows =
+          int64_t{slices_[b - 1].first_token + slices_[b - 1].tokens - slices_[a].first_token} * group_;
+      if (options_.threads > 1 && several && costs[g] * kItemsPerThread > share &&
+          c.partials + segments * rows <= most_partials_) {
         add_split_group(a, b, tiles, c);
         continue;
       }
@@ -347,6 +369,8 @@ class PlanBuilder {
   WorkPlan& plan_;
   const WorkPlanOptions& options_;
   const int32_t group_;
+  int32_t slice_rows_ = kSliceRows;
+  int32_t most_partials_ = INT32_MAX;  // of one kv head
   std::vector<Slice> slices_;
 };
 

@@ -17,6 +17,7 @@ class Workspace {
   void* get(int slot, size_t bytes) {
     Buffer& buffer = buffers_[slot];
     if (buffer.size() < bytes) {
+      buffer = Buffer();  // given back first: the most held is what is needed
       Result<Buffer> grown = Buffer::create(bytes + bytes / 4, "workspace");
       TESSERA_CHECK_MSG(grown.ok(), grown.status().message());
       buffer = std::move(grown).value();

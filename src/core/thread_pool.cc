@@ -63,7 +63,7 @@ ThreadPool::ThreadPool(ThreadPoolOptions options) : spin_us_(options.spin_us), p
   cpus_ = allowed_cpu_list();
   size_ = options.threads > 0 ? options.threads : static_cast<int>(cpus_.size());
   slices_ = std::make_unique<Slice[]>(static_cast<size_t>(size_));
-  done_ = std::make_unique<Done[]>(static_cast<size_t>(size_));
+  turns_ = std::make_unique<Turn[]>(static_cast<size_t>(size_));
   errors_.resize(static_cast<size_t>(size_));
   // More workers than CPUs only fight for them: do not spin, do not pin.
   if (size_ > static_cast<int>(cpus_.size())) {
@@ -91,7 +91,7 @@ void ThreadPool::start_slices(int64_t count) {
   }
 }
 
-void ThreadPool::run_erased(Job job, void* argument) {
+void ThreadPool::run_erased(Job job, void* argument, bool all) {
   TESSERA_CHECK_MSG(!busy_.exchange(true, std::memory_order_acquire), "ThreadPool::run is not reentrant");
   job_ = job;
   argument_ = argument;
@@ -106,7 +106,10 @@ void ThreadPool::run_erased(Job job, void* argument) {
     error = std::current_exception();
   }
   for (int worker = 1; worker < size_; ++worker) {
-    std::atomic<uint32_t>& done = done_[worker].epoch;
+    std::atomic<uint32_t>& done = turns_[worker].done;
+    // Whoever claims the epoch decides: a worker that wakes too late finds it taken and looks for the next.
+    uint32_t before = epoch - 1;
+    if (!all && turns_[worker].claimed.compare_exchange_strong(before, epoch)) continue;
     const auto finished = [&] { return done.load(std::memory_order_acquire) == epoch; };
     // A worker that lost its core may take a whole time slice: let it have ours.
     while (!spin_until(finished, 20)) std::this_thread::yield();
@@ -128,14 +131,17 @@ void ThreadPool::worker_loop(int worker) {
       while (epoch_.load() == seen) epoch_.wait(seen);
       sleepers_.fetch_sub(1);
     }
-    ++seen;
+    seen = epoch_.load();
     if (stop_.load()) return;
+    // Not the one before: this worker was left out of the epoch, and what that called may be gone.
+    uint32_t before = seen - 1;
+    if (!turns_[worker].claimed.compare_exchange_strong(before, seen)) continue;
     try {
       job_(argument_, worker);
     } catch (...) {
       errors_[static_cast<size_t>(worker)] = std::current_exception();
     }
-    done_[worker].epoch.store(seen, std::memory_order_release);
+    turns_[worker].done.store(seen, std::memory_order_release);
   }
 }
 

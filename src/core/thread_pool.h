@@ -6,7 +6,9 @@
 //
 // Invariants:
 //  1. At most one run() is in flight; nested or concurrent use is a CHECK.
-//  2. Every worker runs every job exactly once, and run() returns after all of them have.
+//  2. run(): every worker runs the job exactly once, and run() returns after all of them have. run_any() and
+//     parallel_for(): a worker that has not begun when the caller is through is left out, so that a short job
+//     never waits for a thread to wake; they return after all that began have ended.
 //  3. parallel_for hands out each index exactly once. Who computes it never changes the bits (law 1): callers
 //     divide rows and output columns only.
 #pragma once
@@ -41,7 +43,16 @@ class ThreadPool {
   void run(F&& fn) {
     using Fn = std::remove_reference_t<F>;
     run_erased([](void* self, int worker) { (*static_cast<Fn*>(self))(worker); },
-               const_cast<void*>(static_cast<const void*>(&fn)));
+               const_cast<void*>(static_cast<const void*>(&fn)), true);
+  }
+
+  // Calls fn(0) here and fn(worker) once on each worker that comes before fn(0) has returned. REQUIRES: when
+  // fn(0) has returned, what is left to do is in the hands of workers that have begun.
+  template <typename F>
+  void run_any(F&& fn) {
+    using Fn = std::remove_reference_t<F>;
+    run_erased([](void* self, int worker) { (*static_cast<Fn*>(self))(worker); },
+               const_cast<void*>(static_cast<const void*>(&fn)), false);
   }
 
   // Calls fn(begin, end, worker) over disjoint pieces that cover [0, count). Worker t owns the t-th part and
@@ -55,7 +66,7 @@ class ThreadPool {
       return;
     }
     start_slices(count);
-    run([&](int worker) {
+    run_any([&](int worker) {
       int64_t begin, end;
       for (int offset = 0; offset < size_; ++offset) {
         const int owner = worker + offset < size_ ? worker + offset : worker + offset - size_;
@@ -73,11 +84,14 @@ class ThreadPool {
     std::atomic<int64_t> next{0};
     int64_t end = 0;
   };
-  struct alignas(64) Done {
-    std::atomic<uint32_t> epoch{0};
+  struct alignas(64) Turn {
+    std::atomic<uint32_t> claimed{
+        0};  // the last epoch that the worker began or was left out of; no epoch is passed over
+    std::atomic<uint32_t> done{0};  // the last epoch that it ran
   };
 
-  void run_erased(Job job, void* argument);
+  // all: waits for every worker; else leaves out those that have not begun.
+  void run_erased(Job job, void* argument, bool all);
   void worker_loop(int worker);
   void start_slices(int64_t count);
   bool take_slice(int owner, int64_t grain, int64_t* begin, int64_t* end) {
@@ -95,7 +109,7 @@ class ThreadPool {
   bool pin_ = false;
   std::vector<int> cpus_;
   std::unique_ptr<Slice[]> slices_;  // [size_]
-  std::unique_ptr<Done[]> done_;     // [size_]
+  std::unique_ptr<Turn[]> turns_;    // [size_]
   alignas(64) std::atomic<uint32_t> epoch_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> busy_{false};

@@ -56,5 +56,41 @@ TEST(ThreadPool, WakesWorkersThatSleep) {
   EXPECT_EQ(calls.load(), 100);
 }
 
+// A job that the caller ends alone returns though the worker has not come, and the next one is whole again.
+TEST(ThreadPool, AWorkerThatComesTooLateIsLeftOut) {
+  for (int threads : {2, 3, 5}) {
+    ThreadPool pool({.threads = threads, .spin_us = 0});
+    for (int repeat = 0; repeat < 300; ++repeat) {
+      std::atomic<int> began{0}, ended{0};
+      pool.run_any([&](int) {
+        began.fetch_add(1);
+        ended.fetch_add(1);
+      });
+      // What began has ended, and nothing begins any more.
+      const int count = began.load();
+      EXPECT_GE(count, 1);
+      EXPECT_EQ(ended.load(), count);
+      if (repeat % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(30));
+      EXPECT_EQ(began.load(), count);
+      if (repeat % 7 == 0) {
+        std::atomic<int> calls{0};
+        pool.run([&](int) { calls.fetch_add(1); });
+        EXPECT_EQ(calls.load(), threads);
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, ParallelForIsWholeWhoeverComes) {
+  ThreadPool pool({.threads = 4, .spin_us = 0});
+  for (int repeat = 0; repeat < 500; ++repeat) {
+    std::vector<int> hits(static_cast<size_t>(1 + repeat % 9), 0);
+    pool.parallel_for(static_cast<int64_t>(hits.size()), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) ++hits[static_cast<size_t>(i)];
+    });
+    for (const int hit : hits) ASSERT_EQ(hit, 1);
+  }
+}
+
 }  // namespace
 }  // namespace tessera
