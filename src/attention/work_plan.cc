@@ -301,8 +301,7 @@ class PlanBuilder {
       const Range tiles = tiles_of(a, b);
       const bool several =
           tiles.end > 0 && tiles.first / kTilesPerSegment != (tiles.end - 1) / kTilesPerSegment;
-      const int64_t segments =
-          (tiles.end - 1) / plan_.tiles_per_segment_ - tiles.first / plan_.tiles_per_segment_ + 1;
+      const int64_t segments = (tiles.end - 1) / kTilesPerSegment - tiles.first / kTilesPerSegment + 1;
       const int64_t rows =
           int64_t{slices_[b - 1].first_token + slices_[b - 1].tokens - slices_[a].first_token} * group_;
       if (options_.threads > 1 && several && costs[g] * kItemsPerThread > share &&
