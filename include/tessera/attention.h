@@ -171,9 +171,8 @@ Status forward(Context& context, const AttentionProblem& problem, const ForwardT
                const Tuning& tuning = {});
 
 // dq, dk and dv by recomputing scores from q, k and lse (Dao et al. 2023, algorithm 2: five products).
-// Deterministic: dq is summed over segments of keys (512, fewer in a short sequence) in rising order,
-// whatever the threads do. Errors as forward(), and unsupported for ancestor masks. Workspace linear in
-// seqlen_q + seqlen_k.
+// Deterministic: dq is summed over fixed segments of 512 keys in rising order, whatever the threads do.
+// Errors as forward(), and unsupported for ancestor masks. Workspace linear in seqlen_q + seqlen_k.
 Status backward(Context& context, const AttentionProblem& problem, const BackwardTensors& tensors);
 
 enum class Pass : uint8_t { forward, backward };

@@ -1,17 +1,18 @@
 // Backward over the caller's tensors: checks, scratch and the order of the work.
 //
 // Invariants:
-//  1. An item is a segment of keys of one kv head of one sequence. It alone holds and writes that
-//     segment's dk and dv, summing every query head of the group over the blocks of rows, last block first.
+//  1. An item is a unit of keys of one kv head of one sequence: a segment of 512, or a half or quarter of one
+//     where segments would be too few for the threads. It alone holds and writes its keys' dk and dv, summing
+//     every query head of the group over the blocks of rows, last block first.
 //  2. dq of a block of rows is the sum, in rising order, of one partial a segment that the block may see. A
-//     partial starts from zero and walks its tiles in rising order; it is added when every earlier one has
-//     been (turns_). So neither threads nor their speed change a bit.
-//  3. Items are handed out in rising order of their segment. An item waits only for items with a lower
-//     segment, which were handed out before: the lowest one in flight never waits, so somebody always goes
-//     on.
+//     partial starts from zero and walks its tiles in rising order; units of one segment hand it on. Each
+//     unit waits until every earlier one has done its part (turns_). So neither threads nor their speed nor
+//     the length of a unit changes a bit.
+//  3. Items are handed out in rising order of their unit. An item waits only for items with a lower unit,
+//     which were handed out before: the lowest one in flight never waits, so somebody always goes on.
 //
-// Blocks are walked last first because under a causal mask or a window the last rows of a segment are those
-// that the next segment starts with: whoever walks that one next seldom has to wait.
+// Blocks are walked last first because under a causal mask or a window the last rows of a unit are those
+// that the next unit starts with: whoever walks that one next seldom has to wait.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -37,6 +38,7 @@ constexpr double kLog2e = 1.4426950408889634;
 constexpr int kSharedSlot = 2;
 constexpr int kScratchSlot = 3;
 constexpr int kMostBlockRows = 144;
+constexpr int64_t kLeastUnit = 128;
 constexpr int64_t kRowsAhead = 4;  // fetched while one is summed
 
 int64_t align64(int64_t bytes) {
@@ -53,18 +55,7 @@ void relax() {
 struct Sequence : SequenceView {
   int64_t batch;
   int64_t first_block, blocks;  // of one kv head; first_block counts all sequences'
-  int64_t segment;              // keys of a segment
 };
-
-// Where 512 keys would make few items of a sequence, fewer make more, so that threads share it; each segment
-// packs the rows once more, 3 % of the time at 512 keys. By the sequence's own sizes: neither threads nor
-// batch move it.
-int64_t segment_of(const SequenceView& s, int kv_heads) {
-  constexpr int64_t kItems = 8, kLeast = 128;
-  int64_t segment = kSegment;
-  while (segment > kLeast && kv_heads * ((s.length + segment - 1) / segment) < kItems) segment /= 2;
-  return segment;
-}
 
 struct Keys {
   int64_t first, end;
@@ -91,7 +82,7 @@ class BackwardRun {
 
  private:
   struct Item {
-    int32_t sequence, segment;
+    int32_t sequence, unit;
   };
 
   Keys row_keys(const Sequence& sequence, int64_t row) const;
@@ -101,10 +92,19 @@ class BackwardRun {
   }
   void prepare_rows(int64_t begin, int64_t end);
   void fill(const Sequence& sequence, int kv_head, int64_t block, BlockArrays& arrays) const;
-  void run_item(const Item& item, int kv_head, char* segment, BlockArrays& arrays);
-  void pack_keys(const Sequence& sequence, int kv_head, Keys part, Keys seen, char* segment) const;
-  void write_keys(const Sequence& sequence, int kv_head, Keys part, Keys seen, char* segment) const;
-  void add_dq(int64_t index, int64_t position, int64_t partials, BlockArrays& arrays);
+  void run_item(const Item& item, int kv_head, char* memory, BlockArrays& arrays);
+  void pack_keys(const Sequence& sequence, int kv_head, Keys part, Keys seen, char* memory) const;
+  void write_keys(const Sequence& sequence, int kv_head, Keys part, Keys seen, char* memory) const;
+  // Units of keys that a block sees, counted from position 0.
+  struct Units {
+    int64_t first, last;
+  };
+  void wait_for_turn(int64_t index, int64_t position);
+  void hand_on_dq(int64_t index, int64_t unit, Units units, BlockArrays& arrays);
+  int64_t segment(int64_t unit) const { return unit * unit_ / kSegment; }
+  float* of_block(float* sums, int64_t index) const {
+    return sums + index * kernel_.block_rows * shape_.k_width;
+  }
   const char* mask_element(const Sequence& sequence, int64_t head, int64_t row, int64_t key) const;
 
   template <typename Pointer>
@@ -126,12 +126,14 @@ class BackwardRun {
   const TensorAxes axes_;
   DropoutKey dropout_;
   std::vector<Sequence> sequences_;
-  std::vector<Item> items_;                        // rising by segment
-  int64_t blocks_ = 0;                             // of one kv head, all sequences'
-  float* lse_ = nullptr;                           // [blocks of all kv heads][block_rows]
-  float* delta_ = nullptr;                         // the same
-  float* dq_ = nullptr;                            // [blocks][block_rows][k_width]; null: the output is f32
-  std::unique_ptr<std::atomic<int32_t>[]> turns_;  // [blocks]: partials added so far
+  int64_t unit_ = kSegment;   // keys of an item
+  std::vector<Item> items_;   // rising by unit
+  int64_t blocks_ = 0;        // of one kv head, all sequences'
+  float* lse_ = nullptr;      // [blocks of all kv heads][block_rows]
+  float* delta_ = nullptr;    // the same
+  float* dq_ = nullptr;       // [blocks][block_rows][k_width]; null: the output is f32
+  float* partial_ = nullptr;  // the same, of the segment under way; null: no segment has several units
+  std::unique_ptr<std::atomic<int32_t>[]> turns_;  // [blocks]: units that have done their part
 };
 
 BackwardRun::BackwardRun(Context& context, const AttentionProblem& problem, const BackwardTensors& tensors,
@@ -161,21 +163,28 @@ BackwardRun::BackwardRun(Context& context, const AttentionProblem& problem, cons
   shape_.plain =
       !shape_.alibi && shape_.softcap == 0 && shape_.mask == MaskKind::none && shape_.dropout == nullptr;
 
-  int64_t most_segments = 0;
+  int64_t longest = 0;
   for (int64_t b = 0; b < problem.batch; ++b) {
-    Sequence s{sequence_of(problem, b), b, 0, 0, 0};
-    s.segment = segment_of(s, problem.kv_heads);
+    Sequence s{sequence_of(problem, b), b, 0, 0};
     s.first_block = blocks_;
     s.blocks = (s.rows * group_ + kernel.block_rows - 1) / kernel.block_rows;
     blocks_ += s.blocks;
-    most_segments = std::max(most_segments, (s.length + s.segment - 1) / s.segment);
+    longest = std::max(longest, s.length);
     sequences_.push_back(s);
   }
+  const auto items = [&] {
+    int64_t count = 0;
+    for (const Sequence& s : sequences_) count += (s.length + unit_ - 1) / unit_;
+    return count * problem.kv_heads;
+  };
+  // Each halving packs the rows once more, 3 % of the time at 512 keys.
+  const int threads = context.pool.size();
+  while (threads > 1 && unit_ > kLeastUnit && items() < 2 * threads) unit_ /= 2;
   // A sequence without keys still has rows whose dq somebody must write.
-  for (int64_t segment = 0; segment < std::max<int64_t>(most_segments, 1); ++segment) {
+  for (int64_t unit = 0; unit == 0 || unit * unit_ < longest; ++unit) {
     for (const Sequence& s : sequences_) {
-      if (segment == 0 || segment * s.segment < s.length) {
-        items_.push_back({static_cast<int32_t>(s.batch), static_cast<int32_t>(segment)});
+      if (unit == 0 || unit * unit_ < s.length) {
+        items_.push_back({static_cast<int32_t>(s.batch), static_cast<int32_t>(unit)});
       }
     }
   }
@@ -282,8 +291,8 @@ void BackwardRun::fill(const Sequence& s, int kv_head, int64_t block, BlockArray
   }
 }
 
-void BackwardRun::pack_keys(const Sequence& s, int kv_head, Keys part, Keys seen, char* segment) const {
-  for (int tile = 0; tile < s.segment / kKeyTile; ++tile) {
+void BackwardRun::pack_keys(const Sequence& s, int kv_head, Keys part, Keys seen, char* memory) const {
+  for (int tile = 0; tile < unit_ / kKeyTile; ++tile) {
     const int64_t first = part.first + tile * kKeyTile;
     if (first >= seen.end || first + kKeyTile <= seen.first) continue;
     const void* k[kKeyTile];
@@ -303,12 +312,12 @@ void BackwardRun::pack_keys(const Sequence& s, int kv_head, Keys part, Keys seen
       k[i] = k_row;
       v[i] = v_row;
     }
-    kernel_.pack_tile(shape_, {tile, first, segment}, k, v);
+    kernel_.pack_tile(shape_, {tile, first, memory}, k, v);
   }
 }
 
-void BackwardRun::write_keys(const Sequence& s, int kv_head, Keys part, Keys seen, char* segment) const {
-  for (int tile = 0; tile < s.segment / kKeyTile; ++tile) {
+void BackwardRun::write_keys(const Sequence& s, int kv_head, Keys part, Keys seen, char* memory) const {
+  for (int tile = 0; tile < unit_ / kKeyTile; ++tile) {
     const int64_t first = part.first + tile * kKeyTile;
     void* dk[kKeyTile];
     void* dv[kKeyTile];
@@ -327,40 +336,48 @@ void BackwardRun::write_keys(const Sequence& s, int kv_head, Keys part, Keys see
       std::memset(dv[i], 0, static_cast<size_t>(problem_.v_head_dim * element_));
       dk[i] = dv[i] = nullptr;
     }
-    if (any) kernel_.write_tile(shape_, {tile, first, segment}, dk, dv);
+    if (any) kernel_.write_tile(shape_, {tile, first, memory}, dk, dv);
   }
 }
 
-// Adds the block's dq as partial number `position` of `partials`, when it is its turn.
-void BackwardRun::add_dq(int64_t index, int64_t position, int64_t partials, BlockArrays& arrays) {
-  std::atomic<int32_t>& turn = turns_[static_cast<size_t>(index)];
+void BackwardRun::wait_for_turn(int64_t index, int64_t position) {
+  const std::atomic<int32_t>& turn = turns_[static_cast<size_t>(index)];
   for (int spins = 0; turn.load(std::memory_order_acquire) != position; ++spins) {
     relax();
     // The one waited for may need this core.
     if (spins > 2000) std::this_thread::yield();
   }
-  if (dq_ == nullptr) {
-    kernel_.add_dq(shape_, arrays.rows, position == 0, arrays.dq);
-  } else {
-    float* sum = dq_ + index * kernel_.block_rows * shape_.k_width;
-    kernel_.sum_dq(shape_, arrays.rows, position == 0, sum);
-    if (position + 1 == partials) kernel_.write_dq(shape_, arrays.rows.rows, sum, arrays.dq);
-  }
-  turn.store(static_cast<int32_t>(position + 1), std::memory_order_release);
 }
 
-void BackwardRun::run_item(const Item& item, int kv_head, char* segment, BlockArrays& arrays) {
+// After the walk over a unit, when it is its turn: the block's dq goes to the segment's next unit, or as the
+// whole segment's partial to the sum.
+void BackwardRun::hand_on_dq(int64_t index, int64_t unit, Units units, BlockArrays& arrays) {
+  const bool first = segment(unit) == segment(units.first), last = unit == units.last;
+  if (!last && segment(unit + 1) == segment(unit)) {
+    kernel_.sum_dq(shape_, arrays.rows, true, of_block(partial_, index));
+  } else if (dq_ == nullptr) {
+    kernel_.add_dq(shape_, arrays.rows, first, arrays.dq);
+  } else {
+    float* sum = of_block(dq_, index);
+    kernel_.sum_dq(shape_, arrays.rows, first, sum);
+    if (last) kernel_.write_dq(shape_, arrays.rows.rows, sum, arrays.dq);
+  }
+  turns_[static_cast<size_t>(index)].store(static_cast<int32_t>(unit - units.first + 1),
+                                           std::memory_order_release);
+}
+
+void BackwardRun::run_item(const Item& item, int kv_head, char* memory, BlockArrays& arrays) {
   const Sequence& s = sequences_[static_cast<size_t>(item.sequence)];
-  const Keys part{item.segment * s.segment, std::min((item.segment + 1) * s.segment, s.length)};
+  const Keys part{item.unit * unit_, std::min((item.unit + 1) * unit_, s.length)};
   Keys seen{0, 0};
   for (int64_t block = 0; block < s.blocks && seen.none(); ++block) seen = block_keys(s, block);
   if (!seen.none()) seen.end = block_keys(s, s.blocks - 1).end;
   seen = {std::max(part.first, seen.first), std::min(part.end, seen.end)};
-  if (!seen.none()) pack_keys(s, kv_head, part, seen, segment);
+  if (!seen.none()) pack_keys(s, kv_head, part, seen, memory);
   for (int64_t block = s.blocks; block-- > 0;) {
     const Keys keys = block_keys(s, block);
     const bool walks = !keys.none() && keys.first < part.end && keys.end > part.first;
-    const bool clears = keys.none() && item.segment == 0;
+    const bool clears = keys.none() && item.unit == 0;
     if (!walks && !clears) continue;
     fill(s, kv_head, block, arrays);
     if (clears) {
@@ -369,29 +386,36 @@ void BackwardRun::run_item(const Item& item, int kv_head, char* segment, BlockAr
       }
       continue;
     }
-    kernel_.pack_rows(shape_, arrays.rows, arrays.q, arrays.dout);
-    for (int tile = 0; tile < s.segment / kKeyTile; ++tile) {
+    const int64_t index = block_index(s, kv_head, block);
+    const Units units{keys.first / unit_, (keys.end - 1) / unit_};
+    const bool goes_on = item.unit > units.first && segment(item.unit - 1) == segment(item.unit);
+    if (goes_on) wait_for_turn(index, item.unit - units.first);
+    kernel_.pack_rows(shape_, arrays.rows, arrays.q, arrays.dout,
+                      goes_on ? of_block(partial_, index) : nullptr);
+    for (int tile = 0; tile < unit_ / kKeyTile; ++tile) {
       const int64_t first = part.first + tile * kKeyTile;
       if (first >= keys.end || first + kKeyTile <= keys.first) continue;
-      kernel_.walk(shape_, arrays.rows, {tile, first, segment});
+      kernel_.walk(shape_, arrays.rows, {tile, first, memory});
     }
-    const int64_t first_segment = keys.first / s.segment, last_segment = (keys.end - 1) / s.segment;
-    add_dq(block_index(s, kv_head, block), item.segment - first_segment, last_segment - first_segment + 1,
-           arrays);
+    if (!goes_on) wait_for_turn(index, item.unit - units.first);
+    hand_on_dq(index, item.unit, units, arrays);
   }
-  write_keys(s, kv_head, part, seen, segment);
+  write_keys(s, kv_head, part, seen, memory);
 }
 
 void BackwardRun::run() {
   const int kv_heads = problem_.kv_heads;
   const int64_t blocks = blocks_ * kv_heads, rows = blocks * kernel_.block_rows;
   const int64_t row_bytes = align64(rows * 4);
-  const int64_t dq_bytes = problem_.dtype == DType::f32 ? 0 : rows * shape_.k_width * 4;
+  const int64_t sum_bytes = rows * shape_.k_width * 4;
+  const int64_t dq_bytes = problem_.dtype == DType::f32 ? 0 : sum_bytes;
+  const int64_t partial_bytes = unit_ == kSegment ? 0 : sum_bytes;
   char* shared = static_cast<char*>(
-      context_.workspace(0).get(kSharedSlot, static_cast<size_t>(2 * row_bytes + dq_bytes)));
+      context_.workspace(0).get(kSharedSlot, static_cast<size_t>(2 * row_bytes + dq_bytes + partial_bytes)));
   lse_ = reinterpret_cast<float*>(shared);
   delta_ = reinterpret_cast<float*>(shared + row_bytes);
   if (dq_bytes > 0) dq_ = reinterpret_cast<float*>(shared + 2 * row_bytes);
+  if (partial_bytes > 0) partial_ = reinterpret_cast<float*>(shared + 2 * row_bytes + dq_bytes);
   turns_ = std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(blocks));
 
   context_.pool.parallel_for(blocks, 4, [&](int64_t begin, int64_t end, int) {

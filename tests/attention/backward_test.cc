@@ -127,19 +127,30 @@ TEST_P(BackwardTest, ScaleMayBeNegativeOrZero) {
   }
 }
 
+// Few keys or heads: segments are shared by threads. Five windows start and end inside such parts.
 TEST_P(BackwardTest, ThreadsDoNotChangeBits) {
+  std::vector<AttentionProblem> problems;
   for (const bool causal : {false, true}) {
     for (const int heads : {1, 2}) {
-      BackwardCase c(problem(1, 700, 1300, 2 * heads, heads, 8, causal));
-      std::vector<std::vector<float>> first;
-      for (int threads : {1, 2, 3, 2, 3}) {
-        ThreadPool own(ThreadPoolOptions{.threads = threads});
-        Context own_context(own);
-        ASSERT_TRUE(c.run(own_context).ok());
-        const std::vector<std::vector<float>> got = {c.dq.values, c.dk.values, c.dv.values};
-        if (first.empty()) first = got;
-        for (size_t i = 0; i < 3; ++i)
-          EXPECT_TRUE(same_bits(got[i], first[i])) << threads << " threads, " << i;
+      problems.push_back(problem(1, 700, 1300, 2 * heads, heads, 8, causal));
+      problems.push_back(problem(1, 300, 400, 2 * heads, heads, 8, causal));
+    }
+  }
+  for (const int64_t left : {0, 70, 130, 200, 600}) {
+    problems.push_back(problem(1, 300, 900, 1, 1, 8));
+    problems.back().mask.window_left = left;
+  }
+  for (const AttentionProblem& p : problems) {
+    BackwardCase c(p);
+    std::vector<std::vector<float>> first;
+    for (int threads : {1, 2, 3, 2, 3}) {
+      ThreadPool own(ThreadPoolOptions{.threads = threads});
+      Context own_context(own);
+      ASSERT_TRUE(c.run(own_context).ok());
+      const std::vector<std::vector<float>> got = {c.dq.values, c.dk.values, c.dv.values};
+      if (first.empty()) first = got;
+      for (size_t i = 0; i < 3; ++i) {
+        EXPECT_TRUE(same_bits(got[i], first[i])) << threads << " threads, " << i << ", keys " << p.seqlen_k;
       }
     }
   }

@@ -71,9 +71,9 @@ struct BackwardKernel {
   // k, v [kKeyTile]: the rows of a tile, null where no row sees the key. Sets dk and dv to zero.
   void (*pack_tile)(const BackwardShape& shape, const BackwardTile& tile, const void* const* k,
                     const void* const* v);
-  // q, dout [rows]: null for a blind row. Sets dq to zero.
+  // q, dout [rows]: null for a blind row. dq [rows][k_width] is what the block's dq starts from; null: zero.
   void (*pack_rows)(const BackwardShape& shape, const BackwardRows& rows, const void* const* q,
-                    const void* const* dout);
+                    const void* const* dout, const float* dq);
   // The five products.
   void (*walk)(const BackwardShape& shape, const BackwardRows& rows, const BackwardTile& tile);
   // sum [rows][k_width] = or += dq of the block.

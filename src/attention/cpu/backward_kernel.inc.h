@@ -572,7 +572,7 @@ void pack_tile(const BackwardShape& shape, const BackwardTile& tile, const void*
 
 template <class T>
 void pack_rows(const BackwardShape& shape, const BackwardRows& rows, const void* const* q,
-               const void* const* dout) {
+               const void* const* dout, const float* dq) {
   const BlockMemory<T> block(shape, rows);
   const int k_width = shape.k_width, v_width = shape.v_width;
   const int padded = (rows.rows + kTileRows - 1) / kTileRows * kTileRows;
@@ -597,7 +597,9 @@ void pack_rows(const BackwardShape& shape, const BackwardRows& rows, const void*
       load_row(from_dout, shape.dtype, shape.v_head_dim, v_width, reinterpret_cast<float*>(to_dout));
     }
   }
-  clear(block.dq, words(padded, k_width));
+  const int64_t begun = dq == nullptr ? 0 : words(rows.rows, k_width);
+  for (int64_t i = 0; i < begun; i += kLanes) store(block.dq + i, load(dq + i));
+  clear(block.dq + begun, words(padded, k_width) - begun);
 }
 
 template <class T>
