@@ -1,7 +1,6 @@
 """Tessera's attention from Python, with NumPy alone. Run it after `pip install .` in the repository."""
 
 import numpy as np
-
 import tessera
 
 rng = np.random.default_rng(0)
@@ -50,9 +49,7 @@ steps = []
 for t in range(20):
     step = slice(t, t + 1)
     steps.append(
-        tessera.flash_attn_with_kvcache(
-            q[:, step], k_cache, v_cache, k[:, step], v[:, step], cache_seqlens=t, causal=True
-        )
+        tessera.flash_attn_with_kvcache(q[:, step], k_cache, v_cache, k[:, step], v[:, step], cache_seqlens=t, causal=True)
     )
 whole = tessera.flash_attn_func(q, k, v, causal=True)
 report("flash_attn_with_kvcache in 20 steps, against one call", np.abs(np.concatenate(steps, axis=1) - whole).max())
@@ -60,8 +57,7 @@ report("flash_attn_with_kvcache in 20 steps, against one call", np.abs(np.concat
 # 4. Attention over parts of the keys, joined exactly by their LSE.
 q, k, v = normal(1, 16, 8, 64), normal(1, 300, 2, 64), normal(1, 300, 2, 64)
 parts = [
-    tessera.flash_attn_func(q, k[:, keys], v[:, keys], return_attn_probs=True)[:2]
-    for keys in (slice(0, 123), slice(123, 300))
+    tessera.flash_attn_func(q, k[:, keys], v[:, keys], return_attn_probs=True)[:2] for keys in (slice(0, 123), slice(123, 300))
 ]
 merged, _ = tessera.merge_state(*parts[0], *parts[1])
 report("merge_state of two parts, against the whole", np.abs(merged - tessera.flash_attn_func(q, k, v)).max())

@@ -20,7 +20,7 @@ _names: Dict[Any, str] = {}  # of dtypes: NumPy takes microseconds to spell one
 
 
 def dtype_name(x: Any) -> str:
-    """"float32", "bfloat16", "int32", "bool"..."""
+    """ "float32", "bfloat16", "int32", "bool"..."""
     dtype = x.dtype
     if is_tensor(x):
         return str(dtype)[6:]

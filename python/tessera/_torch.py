@@ -166,9 +166,7 @@ def _attend_cache(
         None, alibi_slopes, cu_seqlens_q, cu_seqlens_k, None, leftpad_k, None, max_seqlen_q, max_seqlen_k,
         scale, causal, window_left, window_right, softcap, 0.0,
     )  # fmt: skip
-    return kvcache.attend_cache(
-        q, k_cache, v_cache, k, v, cos, sin, seqlens, batch_idx, block_table, call, interleaved
-    )
+    return kvcache.attend_cache(q, k_cache, v_cache, k, v, cos, sin, seqlens, batch_idx, block_table, call, interleaved)
 
 
 @_attend_cache.register_fake
@@ -231,9 +229,7 @@ def _rotary_setup(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
 def _rotary_backward(ctx: Any, dout: Tensor) -> Tuple[Any, ...]:
     cos, sin, offsets, cu_seqlens = ctx.saved_tensors
     interleaved, offset, backward = ctx.scalars
-    dx = torch.ops.tessera.rotary(
-        contiguous_last(dout), cos, sin, interleaved, offset, offsets, cu_seqlens, not backward
-    )
+    dx = torch.ops.tessera.rotary(contiguous_last(dout), cos, sin, interleaved, offset, offsets, cu_seqlens, not backward)
     return (dx, *(None,) * 7)
 
 

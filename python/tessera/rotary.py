@@ -1,6 +1,6 @@
 """Rotary position embedding with flash-attn's functions."""
 
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -109,9 +109,7 @@ def apply_rotary_emb_qkv_(
     return qkv
 
 
-def apply_rotary_emb_kv_(
-    kv: Any, cos: Any, sin: Any, interleaved: bool = False, seqlen_offsets: Union[int, Any] = 0
-) -> Any:
+def apply_rotary_emb_kv_(kv: Any, cos: Any, sin: Any, interleaved: bool = False, seqlen_offsets: Union[int, Any] = 0) -> Any:
     """apply_rotary_emb() of k of a packed (batch, seqlen, 2, heads, head_dim), in place; returns it."""
     (kv,) = _check.float_arrays(("kv",), (kv,), 5, "(batch, seqlen, 2, heads, head_dim)")
     if kv.shape[2] != 2:

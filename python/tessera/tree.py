@@ -1,14 +1,15 @@
 """A KV cache that is a prefix tree over blocks, and attention over it: what several sequences share is read once.
 
-    tree = tessera.PrefixTree(num_blocks=256, kv_heads=2, head_dim=64)
-    a = tree.sequence(tokens)              # takes over the longest prefix that is cached: len(a) tokens
-    step = tree.step([a], [tokens[len(a):]])
-    out = tessera.tree_attention(q, step, k=k, v=v)        # rows of the new tokens only
-    a.publish()                            # now other sequences find these tokens
-    b = a.fork()                           # the same blocks; written ones are copied first
+tree = tessera.PrefixTree(num_blocks=256, kv_heads=2, head_dim=64)
+a = tree.sequence(tokens)              # takes over the longest prefix that is cached: len(a) tokens
+step = tree.step([a], [tokens[len(a):]])
+out = tessera.tree_attention(q, step, k=k, v=v)        # rows of the new tokens only
+a.publish()                            # now other sequences find these tokens
+b = a.fork()                           # the same blocks; written ones are copied first
 """
 
-from typing import Any, Dict, List, Optional, Sequence as SequenceOf, Tuple
+from typing import Any, Dict, List, Optional, Tuple
+from typing import Sequence as SequenceOf
 
 import numpy as np
 
@@ -249,9 +250,7 @@ def tree_attention(
     out = empty(q, (q.shape[0], q.shape[1], tree.v_head_dim))
     lse = empty(q, (q.shape[1], q.shape[0]), "float32")
     options = options_of(call, dtype_name(q))
-    step._core.attend(
-        _layer(layer), raw(q), raw(out), raw(lse), cos, sin, kind, bool(rotary_interleaved), bool(share), options
-    )
+    step._core.attend(_layer(layer), raw(q), raw(out), raw(lse), cos, sin, kind, bool(rotary_interleaved), bool(share), options)
     if not return_softmax_lse:
         return out
     from ._functional import flash_lse

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 import tessera
 
 Q = np.ones((2, 4, 4, 16), np.float32)

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+import tessera
 from conftest import DTYPES, EPSILON
 from reference import Features, attention, naive_float32, worst
-
-import tessera
 
 # flash-attn's own shapes, odd on purpose: rows, keys.
 SHAPES = [(113, 203), (108, 256), (1, 147), (3, 799), (127, 513), (217, 64)]

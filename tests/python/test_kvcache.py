@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+import tessera
 from conftest import DTYPES, EPSILON
 from reference import Features, attention, worst
-
-import tessera
 
 
 def rotate(x, cos, sin, positions, interleaved):
@@ -53,15 +52,14 @@ def test_appends_rotates_and_attends(rng, rows, new, rotary, paged, dtype):
     if rotary:
         cos, sin = tables(capacity, 16)  # half of each head
         options.update(rotary_cos=cos, rotary_sin=sin, rotary_interleaved=rotary == "interleaved")
-        turn = lambda x, b: rotate(x, cos, sin, lengths[b] + np.arange(len(x)), rotary == "interleaved")
-        q_turned = np.stack([turn(q[b], b) for b in range(batch)])
-        k_turned = np.stack([turn(k[b], b) for b in range(batch)])
+        q_turned, k_turned = (
+            np.stack([rotate(x[b], cos, sin, n + np.arange(x.shape[1]), rotary == "interleaved") for b, n in enumerate(lengths)])
+            for x in (q, k)
+        )
 
     out, lse = tessera.flash_attn_with_kvcache(q, k_cache, v_cache, **options)
 
-    k_all, v_all = (
-        cache[table].reshape(batch, capacity, kv_heads, dim) if paged else cache for cache in (k_cache, v_cache)
-    )
+    k_all, v_all = (cache[table].reshape(batch, capacity, kv_heads, dim) if paged else cache for cache in (k_cache, v_cache))
     for b in range(batch):
         end = lengths[b] + new
         keep = np.ones(capacity, bool)

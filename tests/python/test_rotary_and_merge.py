@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
+import tessera
 from conftest import DTYPES, EPSILON
 from reference import worst
 from test_kvcache import rotate, tables
-
-import tessera
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -65,9 +64,7 @@ def test_parts_merge_to_the_whole(rng, dtype):
     k, v = (rng.standard_normal((2, 300, 2, 32)).astype(dtype) for _ in "kv")
     whole, whole_lse, _ = tessera.flash_attn_func(q, k, v, return_attn_probs=True)
     cuts = [0, 1, 130, 130, 300]
-    parts = [
-        tessera.flash_attn_func(q, k[:, a:b], v[:, a:b], return_attn_probs=True)[:2] for a, b in zip(cuts, cuts[1:])
-    ]
+    parts = [tessera.flash_attn_func(q, k[:, a:b], v[:, a:b], return_attn_probs=True)[:2] for a, b in zip(cuts, cuts[1:])]
     out, lse = tessera.merge_states([o for o, _ in parts], [s for _, s in parts])
     assert worst(out, whole) <= 2e-6 + 3 * EPSILON[dtype.name]
     assert worst(lse, whole_lse) <= (1e-5 if dtype.name != "bfloat16" else 2.0**-8)

@@ -91,7 +91,10 @@ def test_finite_differences():
     q, k, v = make((1, 5, 2, 8), (1, 7, 1, 8), (1, 7, 1, 8))
     options = dict(causal=True, softcap=2.0, window_size=(4, 0), alibi_slopes=torch.tensor([0.2, 0.5]))
     weight = torch.randn(1, 5, 2, 8)
-    value = lambda: (tessera.flash_attn_func(q, k, v, **options) * weight).double().sum().item()
+
+    def value():
+        return (tessera.flash_attn_func(q, k, v, **options) * weight).double().sum().item()
+
     grads = torch.autograd.grad((tessera.flash_attn_func(q, k, v, **options) * weight).sum(), (q, k, v))
     step = 1e-2
     for x, grad in zip((q, k, v), grads):

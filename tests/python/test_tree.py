@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+import tessera
 from reference import Features, attention, worst
 from test_kvcache import rotate, tables
-
-import tessera
 
 KV_HEADS, HEADS, DIM = 2, 4, 32
 
