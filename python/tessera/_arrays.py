@@ -90,7 +90,7 @@ def to_int32(x: Any, name: str, shape: Tuple[int, ...], like: Any) -> Any:
         return None
     x = as_array(x, name)
     kind = dtype_name(x)
-    if not kind.startswith(("int", "uint")):
+    if kind not in ("int8", "int16", "int32", "int64", "uint8", "uint16"):
         raise TypeError(f"{name} has dtype {kind}; int32 is needed")
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
@@ -98,9 +98,11 @@ def to_int32(x: Any, name: str, shape: Tuple[int, ...], like: Any) -> Any:
         import torch
 
         x = x if is_tensor(x) else torch.from_numpy(np.ascontiguousarray(x))
-        return x.to(torch.int32).contiguous() if kind != "int32" or not x.is_contiguous() else x
+        if kind == "int64":
+            x = x.clamp(-(2**31), 2**31 - 1)  # what int32 cannot hold stays out of every range
+        return x.to(torch.int32).contiguous()
     x = x.numpy() if is_tensor(x) else x
-    if kind not in ("int32", "int16", "int8", "uint8", "uint16") and x.size:
+    if kind == "int64" and x.size:
         low, high = int(x.min()), int(x.max())
         if low < -(2**31) or high >= 2**31:
             raise ValueError(f"{name} holds {low if low < 0 else high}; int32 cannot")

@@ -110,15 +110,15 @@ def window(window_size: Any) -> Tuple[int, int]:
         raise TypeError(f"window_size is {window_size!r}; two integers (left, right) are needed") from None
     if left < -1 or right < -1:
         raise ValueError(f"window_size=({left}, {right}) must be at least -1 on both sides (-1: no limit)")
-    return left, right
+    return min(left, 2**31 - 1), min(right, 2**31 - 1)  # longer than any sequence
 
 
 def length(value: Any, name: str) -> int:
     """An integer of at least 0."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is {value!r}; an integer is needed")
-    if value < 0:
-        raise ValueError(f"{name}={value} must be at least 0")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{name}={value} must be at least 0 and less than 2^63")
     return int(value)
 
 

@@ -115,6 +115,8 @@ def test_sdpa(options, error, text):
         (dict(seqused_k=np.array([6])), ValueError, "seqused_k has shape"),
         (dict(cu_seqlens_q=np.array([0, 4])), ValueError, "given together"),
         (dict(seed=-1), ValueError, "seed=-1"),
+        (dict(offset=2**64), ValueError, "offset=18446744073709551616"),
+        (dict(softmax_scale=1e300), ValueError, "scale"),
     ],
 )
 def test_plain_forward(options, error, text):

@@ -270,6 +270,12 @@ def test_mistakes_are_named(change, error, text):
         tessera.flash_attn_func(*change(*tensors))
 
 
+def test_lengths_that_int32_cannot_hold_are_refused():
+    q, k = make((10, 2, 16), (10, 2, 16), grad=False)
+    with pytest.raises(ValueError, match="lies behind the tensor's 10 rows"):
+        tessera.flash_attn_varlen_func(q, k, k, torch.tensor([0, 2**32 + 10]), torch.tensor([0, 10]), 10, 10)
+
+
 def test_cuda_tensors_are_refused_by_name():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
