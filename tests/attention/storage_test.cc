@@ -115,6 +115,48 @@ TEST(Registry, SaysWhyAKernelWasNotTaken) {
   }
 }
 
+// A paged cache has the plain kernel alone: what it cannot do is refused by name, over dense tensors it is
+// taken.
+TEST(Registry, FeaturesOfDenseTensorsAreRefusedOverAPagedCache) {
+  const int32_t lengths[] = {0, 4};
+  uint8_t mask[64] = {};
+  uint64_t bits[8] = {};
+  const auto with = [&](auto change) {
+    AttentionProblem p = make_problem(DType::f32, 4, 2, 64);
+    p.seqlen_q = p.seqlen_k = 4;
+    change(p);
+    return p;
+  };
+  for (const auto& [problem, field] :
+       {std::pair{with([](AttentionProblem& p) { p.dropout.p = 0.5f; }), "dropout"},
+        {with([&](AttentionProblem& p) {
+           p.mask.tensor = {MaskKind::boolean, DType::f32, mask};
+         }),
+         "mask"},
+        {with([&](AttentionProblem& p) {
+           p.mask.ancestors = {4, bits};
+         }),
+         "ancestors"},
+        {with([&](AttentionProblem& p) { p.cu_seqlens_q = p.cu_seqlens_k = lengths; }), "cu_seqlens_q"},
+        {with([&](AttentionProblem& p) { p.leftpad_k = lengths; }), "leftpad_k"}}) {
+    for (Kind kind : {Kind::prefill, Kind::decode, Kind::tree}) {
+      const auto found = find(problem, kind);
+      ASSERT_FALSE(found.ok());
+      EXPECT_EQ(found.status().code(), StatusCode::unsupported);
+      EXPECT_EQ(found.status().field(), field);
+      EXPECT_EQ(explain(problem, kind).find("> "), std::string::npos) << explain(problem, kind);
+    }
+    EXPECT_TRUE(find(problem, Kind::dense).ok());
+    EXPECT_NE(explain(problem, Pass::forward).find("> flash_f32_"), std::string::npos);
+  }
+}
+
+TEST(Registry, HalvesAreWidenedOverDenseTensors) {
+  const std::string text = explain(make_problem(DType::f16, 4, 2, 64), Pass::forward);
+  EXPECT_NE(text.find("> flash_f32_"), std::string::npos) << text;
+  EXPECT_NE(text.find("dtype f16 is widened to f32, the kernel reads bf16"), std::string::npos) << text;
+}
+
 TEST(Problem, ValidateNamesTheField) {
   const auto field = [](auto change) {
     AttentionProblem p = make_problem(DType::f32, 4, 2, 64);
