@@ -5,10 +5,10 @@
 #include <cmath>
 #include <numeric>
 
-#include "tessera/attention.h"
 #include "attention/paged.h"
 #include "attention/registry.h"
 #include "core/context.h"
+#include "tessera/attention.h"
 #include "tests/support/golden.h"
 
 namespace tessera::attention {
