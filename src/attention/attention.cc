@@ -8,6 +8,7 @@
 #include "attention/plan_runner.h"
 #include "attention/registry.h"
 #include "attention/sequences.h"
+#include "core/boundary.h"
 #include "core/format.h"
 
 namespace tessera::attention {
@@ -34,10 +35,8 @@ Status check_counts(const AttentionProblem& p) {
   return {};
 }
 
-}  // namespace
-
-Status forward(Context& context, const AttentionProblem& problem, const ForwardTensors& t,
-               const Tuning& tuning) {
+Status checked_forward(Context& context, const AttentionProblem& problem, const ForwardTensors& t,
+                       const Tuning& tuning) {
   TESSERA_RETURN_IF_ERROR(validate(problem));
   if (tuning.schedule != Schedule::fa2 && tuning.schedule != Schedule::fa1) {
     return invalid_argument(format("schedule={} must be fa2 or fa1", static_cast<int>(tuning.schedule)),
@@ -89,6 +88,13 @@ Status forward(Context& context, const AttentionProblem& problem, const ForwardT
     runner.run();
   }
   return {};
+}
+
+}  // namespace
+
+Status forward(Context& context, const AttentionProblem& problem, const ForwardTensors& tensors,
+               const Tuning& tuning) {
+  return at_boundary([&] { return checked_forward(context, problem, tensors, tuning); });
 }
 
 }  // namespace tessera::attention

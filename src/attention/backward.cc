@@ -26,6 +26,7 @@
 #include "attention/cpu/flush_subnormals.h"
 #include "attention/dropout.h"
 #include "attention/unseen_keys.h"
+#include "core/boundary.h"
 #include "core/check.h"
 #include "core/context.h"
 #include "core/format.h"
@@ -472,8 +473,10 @@ Status backward(Context& context, const AttentionProblem& problem, const Backwar
   TESSERA_RETURN_IF_ERROR(check_tensors(problem, t));
   const TensorAxes axes = tensor_axes(problem);
   if (axes.batches * (axes.rows + axes.keys) == 0) return {};
-  BackwardRun(context, problem, t, *kernel).run();
-  return {};
+  return at_boundary([&]() -> Status {
+    BackwardRun(context, problem, t, *kernel).run();
+    return {};
+  });
 }
 
 }  // namespace tessera::attention
