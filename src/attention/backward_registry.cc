@@ -15,9 +15,7 @@ std::string refusal(const BackwardKernel& kernel, const AttentionProblem& proble
     return format("it does not read {}", name(problem.dtype));
   }
   if (kernel.isa > isa) {
-    return simd::supported(kernel.isa)
-               ? format("TESSERA_ISA={} forbids {}", simd::name(isa), simd::name(kernel.isa))
-               : format("this machine has no {}", simd::name(kernel.isa));
+    return simd::why_not(kernel.isa, isa);
   }
   if (problem.mask.ancestors.tree_keys > 0) return "it has no ancestor masks";
   return {};

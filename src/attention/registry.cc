@@ -61,9 +61,7 @@ std::string refusal(const KernelDescriptor& kernel, const AttentionProblem& prob
                         name(kernel.dtype));
   }
   if (kernel.isa > isa) {
-    return simd::supported(kernel.isa)
-               ? format("TESSERA_ISA={} forbids {}", simd::name(isa), simd::name(kernel.isa))
-               : format("this machine has no {}", simd::name(kernel.isa));
+    return simd::why_not(kernel.isa, isa);
   }
   for (const auto& [dim, field] :
        {std::pair{problem.head_dim, "head_dim"}, {problem.v_head_dim, "v_head_dim"}}) {

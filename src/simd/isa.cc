@@ -76,15 +76,32 @@ std::vector<Isa> supported_isas() {
   return isas;
 }
 
+Isa fastest_isa() {
+#if defined(__x86_64__)
+  if (supported(Isa::avx512bf16) && __builtin_cpu_is("intel")) return Isa::avx512;
+#endif
+  return supported_isas().back();
+}
+
 Result<Isa> requested_isa() {
   const char* text = std::getenv("TESSERA_ISA");
-  if (text == nullptr || *text == '\0') return supported_isas().back();
+  if (text == nullptr || *text == '\0') return fastest_isa();
   TESSERA_ASSIGN_OR_RETURN(const Isa isa, parse_isa(text));
   if (!supported(isa)) {
     return unsupported("TESSERA_ISA=" + std::string(text) + ": this machine has only " + supported_names(),
                        "TESSERA_ISA");
   }
   return isa;
+}
+
+std::string why_not(Isa isa, Isa limit) {
+  if (!supported(isa)) return std::string("this machine has no ") + name(isa);
+  const char* text = std::getenv("TESSERA_ISA");
+  if (text != nullptr && *text != '\0') {
+    return std::string("TESSERA_ISA=") + name(limit) + " forbids " + name(isa);
+  }
+  return std::string("its dot product is slower than f32 FMA on this CPU; TESSERA_ISA=") + name(isa) +
+         " takes it all the same";
 }
 
 }  // namespace tessera::simd

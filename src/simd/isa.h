@@ -1,6 +1,7 @@
 // Which instruction set the kernels use. Never anything that CPUID does not announce.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "tessera/status.h"
@@ -16,8 +17,15 @@ Result<Isa> parse_isa(const char* text);
 bool supported(Isa isa);            // by this machine
 std::vector<Isa> supported_isas();  // rising
 
-// TESSERA_ISA if it is set, else the best supported. An unknown or unsupported name is an error that lists
-// what this machine has.
+// The best supported one whose own instructions are fast here. AVX512_BF16 is announced by Intel's CPUs too,
+// but its dot product multiplies at half the rate of f32 FMA there (and at twice that rate on AMD's), so they
+// get avx512. By the vendor and not by a measurement: the level decides bits, and they must be the same each
+// time.
+Isa fastest_isa();
+// TESSERA_ISA if it is set, else fastest_isa(). An unknown or unsupported name is an error that lists what
+// this machine has.
 Result<Isa> requested_isa();
+// Why a kernel for `isa` is not for a caller whose requested_isa() is the lower `limit`; one line.
+std::string why_not(Isa isa, Isa limit);
 
 }  // namespace tessera::simd

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -204,6 +205,26 @@ TEST(Vec, Bf16RoundsToNearestEvenAndKeepsNaN) {
       EXPECT_EQ(narrow[i], f32_to_bf16(x[i])) << x[i];
       EXPECT_EQ(wide[i], bf16_to_f32(narrow[i]));
     }
+  }
+}
+
+TEST(Isa, TheDefaultHasNoSlowDotProductAndSaysSo) {
+  const char* forced = std::getenv("TESSERA_ISA");
+  const std::string kept = forced == nullptr ? "" : forced;
+  unsetenv("TESSERA_ISA");
+  const Isa isa = *requested_isa();
+  EXPECT_EQ(isa, fastest_isa());
+  EXPECT_TRUE(supported(isa));
+  if (isa != supported_isas().back()) {
+    EXPECT_EQ(isa, Isa::avx512);
+    EXPECT_NE(why_not(Isa::avx512bf16, isa).find("slower than f32 FMA"), std::string::npos);
+  }
+  setenv("TESSERA_ISA", "scalar", 1);
+  if (supported(Isa::avx2)) EXPECT_EQ(why_not(Isa::avx2, Isa::scalar), "TESSERA_ISA=scalar forbids avx2");
+  if (forced == nullptr) {
+    unsetenv("TESSERA_ISA");
+  } else {
+    setenv("TESSERA_ISA", kept.c_str(), 1);
   }
 }
 
