@@ -220,7 +220,9 @@ TEST(Isa, TheDefaultHasNoSlowDotProductAndSaysSo) {
     EXPECT_NE(why_not(Isa::avx512bf16, isa).find("slower than f32 FMA"), std::string::npos);
   }
   setenv("TESSERA_ISA", "scalar", 1);
-  if (supported(Isa::avx2)) EXPECT_EQ(why_not(Isa::avx2, Isa::scalar), "TESSERA_ISA=scalar forbids avx2");
+  if (supported(Isa::avx2)) {
+    EXPECT_EQ(why_not(Isa::avx2, Isa::scalar), "TESSERA_ISA=scalar forbids avx2");
+  }
   if (forced == nullptr) {
     unsetenv("TESSERA_ISA");
   } else {
