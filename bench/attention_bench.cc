@@ -15,44 +15,12 @@
 #include <vector>
 
 #include "attention/paged.h"
-#include "bench/ceilings.h"
+#include "bench/bench.h"
 
 namespace tessera::bench {
 namespace {
 
 using namespace attention;
-
-struct Settings {
-  int threads = 1;
-  int rounds = 7;
-  DType dtype = DType::bf16;
-};
-
-double time_of(const Settings& settings, const std::function<void()>& work) {
-  const double start = now(settings.threads);
-  work();
-  return now(settings.threads) - start;
-}
-
-struct Times {
-  std::vector<double> seconds;
-  double best() const { return *std::min_element(seconds.begin(), seconds.end()); }
-  double median() const {
-    std::vector<double> sorted = seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
-};
-
-// Runs the ways in turns.
-std::vector<Times> alternate(const Settings& settings, const std::vector<std::function<void()>>& ways) {
-  std::vector<Times> times(ways.size());
-  for (const auto& way : ways) way();
-  for (int round = 0; round < settings.rounds; ++round) {
-    for (size_t i = 0; i < ways.size(); ++i) times[i].seconds.push_back(time_of(settings, ways[i]));
-  }
-  return times;
-}
 
 void fill(std::vector<float>& values, uint32_t seed) {
   uint32_t state = seed;
@@ -196,10 +164,7 @@ void shared_prefix(Context& context, const Settings& settings, int heads, int kv
 int main(int argc, char** argv) {
   using namespace tessera;
   using namespace tessera::bench;
-  Settings settings;
-  if (argc > 1) settings.threads = std::atoi(argv[1]);
-  if (argc > 2) settings.rounds = std::atoi(argv[2]);
-  if (argc > 3) settings.dtype = parse_dtype(argv[3]).value();
+  const Settings settings = Settings::of(argc, argv);
   ThreadPool pool({.threads = settings.threads, .pin = true});
   Context context(pool);
   const double f32 = f32_peak(pool), bf16 = bf16_peak(pool);

@@ -12,7 +12,7 @@
 #include <functional>
 #include <vector>
 
-#include "bench/ceilings.h"
+#include "bench/bench.h"
 #include "core/buffer.h"
 #include "core/context.h"
 #include "tessera/paged.h"
@@ -21,22 +21,6 @@ namespace tessera::bench {
 namespace {
 
 using namespace attention;
-
-struct Settings {
-  int threads = 1;
-  int rounds = 7;
-  DType dtype = DType::bf16;
-};
-
-struct Times {
-  std::vector<double> seconds;
-  double best() const { return *std::min_element(seconds.begin(), seconds.end()); }
-  double median() const {
-    std::vector<double> sorted = seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
-};
 
 void check(const Status& status) {
   if (status.ok()) return;
@@ -173,16 +157,8 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
   };
   for (size_t i = 0; i < 3; ++i) ways[i]();
   const bool same = settings.dtype == DType::f16 || (packed_o == rows_o && packed_o == paged_o);
-  ways[3]();
   const double read_before = read_rate(context.pool);
-  std::vector<Times> times(ways.size());
-  for (int round = 0; round < settings.rounds; ++round) {
-    for (size_t i = 0; i < ways.size(); ++i) {
-      const double start = now(settings.threads);
-      ways[i]();
-      times[i].seconds.push_back(now(settings.threads) - start);
-    }
-  }
+  const std::vector<Times> times = alternate(settings, ways);
   const double read = std::max(read_before, read_rate(context.pool));
   const double bytes =
       2.0 * layers * batch * keys * static_cast<double>(kv_width) * (settings.dtype == DType::f32 ? 4 : 2);
@@ -207,10 +183,7 @@ void decode(Context& context, const Settings& settings, int heads, int kv_heads,
 int main(int argc, char** argv) {
   using namespace tessera;
   using namespace tessera::bench;
-  Settings settings;
-  if (argc > 1) settings.threads = std::atoi(argv[1]);
-  if (argc > 2) settings.rounds = std::atoi(argv[2]);
-  if (argc > 3) settings.dtype = parse_dtype(argv[3]).value();
+  const Settings settings = Settings::of(argc, argv);
   ThreadPool pool({.threads = settings.threads, .pin = true});
   Context context(pool);
   std::printf("threads %d, dtype %s\n", settings.threads, name(settings.dtype));

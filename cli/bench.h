@@ -41,6 +41,10 @@ class JsonLines {
   std::unique_ptr<std::ofstream> out_;
 };
 
+// Token ids as a function of (stream, position); away from both ends, where special tokens live, unless the
+// vocabulary is tiny.
+std::vector<int32_t> random_tokens(int count, uint32_t stream, int vocab);
+
 struct LongPromptOptions {
   int prompt = 4000;  // tokens
   int streams = 8;

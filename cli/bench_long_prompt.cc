@@ -7,7 +7,6 @@
 #include "bench.h"
 #include "core/clock.h"
 #include "core/format.h"
-#include "core/philox.h"
 
 namespace tessera::cli {
 namespace {
@@ -33,15 +32,6 @@ struct Stream {
     return static_cast<double>(largest) * 1e-9;
   }
 };
-
-std::vector<int32_t> random_prompt(int count, uint32_t stream, int vocab) {
-  std::vector<int32_t> ids(static_cast<size_t>(count));
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const auto words = philox4x32({static_cast<uint32_t>(i), stream, 0, 0}, {2, 0x6c6f6e67u});
-    ids[i] = 200 + static_cast<int32_t>(words[0] % static_cast<uint32_t>(vocab - 456));
-  }
-  return ids;
-}
 
 Result<std::shared_ptr<Stream>> send(engine::Service& service, const std::string& id,
                                      std::vector<int32_t> prompt, int tokens) {
@@ -85,7 +75,7 @@ Result<Round> play_round(engine::Service& service, const LongPromptOptions& opti
   const int vocab = service.limits().vocab_size;
   const Status failed(StatusCode::internal, "a request of the benchmark failed");
   // The last chunk alone: all but its tokens are in the cache. It is the dearest, as it sees the most keys.
-  const std::vector<int32_t> probe = random_prompt(options.prompt, 1000 * round + 1, vocab);
+  const std::vector<int32_t> probe = random_tokens(options.prompt, 1000 * round + 1, vocab);
   const int chunk = std::min(options.chunk, options.prompt - 1);
   TESSERA_ASSIGN_OR_RETURN(
       const auto warm,
@@ -102,7 +92,7 @@ Result<Round> play_round(engine::Service& service, const LongPromptOptions& opti
   for (int i = 0; i < options.streams; ++i) {
     ids.push_back(format("stream-{}-{}", round, i));
     const uint32_t seed = 1000 * round + 10 + static_cast<uint32_t>(i);
-    TESSERA_ASSIGN_OR_RETURN(auto stream, send(service, ids.back(), random_prompt(64, seed, vocab), 4000));
+    TESSERA_ASSIGN_OR_RETURN(auto stream, send(service, ids.back(), random_tokens(64, seed, vocab), 4000));
     streams.push_back(std::move(stream));
   }
   constexpr size_t kQuietTokens = 40;  // the streams alone, to compare with
@@ -115,7 +105,7 @@ Result<Round> play_round(engine::Service& service, const LongPromptOptions& opti
   const int64_t sent = system_clock().now_ns();
   TESSERA_ASSIGN_OR_RETURN(
       const auto arrival,
-      send(service, format("long-{}", round), random_prompt(options.prompt, 1000 * round + 2, vocab), 1));
+      send(service, format("long-{}", round), random_tokens(options.prompt, 1000 * round + 2, vocab), 1));
   if (!wait_for_tokens(*arrival, 1)) return failed;
   const int64_t answered = arrival->token_times[0];
   figures.first_token = static_cast<double>(answered - sent) * 1e-9;

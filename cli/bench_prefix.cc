@@ -7,7 +7,6 @@
 #include "bench.h"
 #include "core/clock.h"
 #include "core/format.h"
-#include "core/philox.h"
 
 namespace tessera::cli {
 namespace {
@@ -22,16 +21,6 @@ struct PrefixOptions {
   int rounds = 3;
   std::string json;
 };
-
-// Token ids as a function of (stream, position); away from the low ids, where special tokens live.
-std::vector<int32_t> random_tokens(int count, uint32_t stream, int vocab) {
-  std::vector<int32_t> ids(static_cast<size_t>(count));
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const auto words = philox4x32({static_cast<uint32_t>(i), stream, 0, 0}, {1, 0x70726678u});
-    ids[i] = 200 + static_cast<int32_t>(words[0] % static_cast<uint32_t>(vocab - 456));
-  }
-  return ids;
-}
 
 std::vector<int32_t> joined(std::vector<int32_t> a, const std::vector<int32_t>& b) {
   a.insert(a.end(), b.begin(), b.end());

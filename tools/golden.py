@@ -4,6 +4,7 @@ A golden NAME is two files in tests/goldens: NAME.json, an index, and NAME.bin, 
 a 64-byte edge. tests/goldens/README.md describes both; tests/support/golden.h reads them.
 """
 
+import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -131,6 +132,14 @@ def compare(committed, remade, tolerance):
                 if not (worst <= limit) or not np.array_equal(a[~finite], b[~finite]):
                     lines.append(f"{where}.{key}: differs by {worst:.3g}, limit {limit:.3g}")
     return lines
+
+
+def main(description, make):
+    """The command line of a script without other arguments: make() gives the goldens. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="remake and compare instead of writing")
+    check = parser.parse_args().check
+    return finish(make(), check)
 
 
 def finish(goldens, check, tolerance=1e-5):

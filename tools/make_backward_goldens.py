@@ -9,7 +9,6 @@ With --check it remakes and compares.
     tools/make_backward_goldens.py [--check]
 """
 
-import argparse
 import math
 import sys
 
@@ -108,6 +107,4 @@ def attention_backward():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="remake, compare, write nothing")
-    sys.exit(golden.finish([attention_backward()], parser.parse_args().check))
+    sys.exit(golden.main(__doc__, lambda: [attention_backward()]))

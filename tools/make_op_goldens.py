@@ -9,7 +9,6 @@ With --check it remakes and compares.
     tools/make_op_goldens.py [--check]
 """
 
-import argparse
 import math
 import sys
 
@@ -187,13 +186,6 @@ def dequantize():
     return made
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="remake and compare instead of writing")
-    args = parser.parse_args()
-    torch.set_grad_enabled(False)
-    return golden.finish([rms_norm(), rope(), glu(), attention(), dequantize()], args.check)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_grad_enabled(False)
+    sys.exit(golden.main(__doc__, lambda: [rms_norm(), rope(), glu(), attention(), dequantize()]))

@@ -8,7 +8,6 @@ and compares.
     tools/make_rope_goldens.py [--check]
 """
 
-import argparse
 import sys
 
 import transformers
@@ -62,12 +61,5 @@ def make():
     return made
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="remake and compare instead of writing")
-    args = parser.parse_args()
-    return golden.finish([make()], args.check)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(golden.main(__doc__, lambda: [make()]))

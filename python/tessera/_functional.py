@@ -5,8 +5,8 @@ from typing import Any, Optional, Tuple
 
 import numpy as np
 
-from . import _core, _native
-from ._arrays import is_tensor, pad_last
+from . import _check, _core, _native
+from ._arrays import is_tensor, pad_last, to_int32
 from ._native import Call
 
 _generator = np.random.default_rng()
@@ -35,6 +35,34 @@ def attend(q: Any, k: Any, v: Any, call: Call) -> Tuple[Any, Any]:
             call.seed, call.offset = (int(word) for word in _generator.integers(0, 2**63, 2))
         out, lse = _native.forward(q, k, v, call)
     return out if v_dim == v.shape[-1] else out[..., :v_dim], lse
+
+
+def flash_call(
+    q: Any, batch: int, dropout_p: float, softmax_scale: Optional[float], causal: bool, window_size: Tuple[int, int],
+    softcap: float, alibi_slopes: Any,
+) -> Call:  # fmt: skip
+    """The options that all of flash-attn's functions have, checked. q: (..., heads, head_dim)."""
+    dropout_p = _check.dropout(dropout_p)
+    left, right = _check.window(window_size)
+    return Call(
+        scale=_check.scale_of(softmax_scale, q.shape[-1]),
+        causal=bool(causal),
+        window_left=left,
+        window_right=right,
+        softcap=_check.softcap(softcap, dropout_p),
+        alibi_slopes=_check.alibi(alibi_slopes, batch, q.shape[-2], q),
+        dropout_p=dropout_p,
+    )
+
+
+def set_varlen(
+    call: Call, q: Any, batch: int, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int, max_seqlen_k: int
+) -> None:
+    """The sequences of a varlen call, checked."""
+    call.cu_seqlens_q = to_int32(cu_seqlens_q, "cu_seqlens_q", (batch + 1,), q)
+    call.cu_seqlens_k = to_int32(cu_seqlens_k, "cu_seqlens_k", (batch + 1,), q)
+    call.max_seqlen_q = _check.length(max_seqlen_q, "max_seqlen_q")
+    call.max_seqlen_k = _check.length(max_seqlen_k, "max_seqlen_k")
 
 
 def flash_lse(lse: Any) -> Any:

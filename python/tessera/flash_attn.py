@@ -27,28 +27,11 @@ arguments); the text names the argument, its value and what is allowed.
 from typing import Any, Optional, Tuple
 
 from . import _check
-from ._arrays import contiguous_last, to_int32
-from ._functional import attend, flash_lse, probabilities
+from ._arrays import contiguous_last
+from ._functional import attend, flash_call, flash_lse, probabilities, set_varlen
 from ._native import Call
 
 Window = Tuple[int, int]
-
-
-def _call(
-    q: Any, batch: int, dropout_p: float, softmax_scale: Optional[float], causal: bool, window_size: Window,
-    softcap: float, alibi_slopes: Any,
-) -> Call:  # fmt: skip
-    dropout_p = _check.dropout(dropout_p)
-    left, right = _check.window(window_size)
-    return Call(
-        scale=_check.scale_of(softmax_scale, q.shape[-1]),
-        causal=bool(causal),
-        window_left=left,
-        window_right=right,
-        softcap=_check.softcap(softcap, dropout_p),
-        alibi_slopes=_check.alibi(alibi_slopes, batch, q.shape[-2], q),
-        dropout_p=dropout_p,
-    )
 
 
 def _run(q: Any, k: Any, v: Any, call: Call, return_attn_probs: bool) -> Any:
@@ -77,7 +60,7 @@ def flash_attn_func(
     """
     q, k, v = _check.float_arrays("qkv", (q, k, v), 4, "(batch, seqlen, heads, head_dim)")
     _check.heads_and_dims(q, k, v, True)
-    call = _call(q, q.shape[0], dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
+    call = flash_call(q, q.shape[0], dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
     return _run(q, k, v, call, return_attn_probs)
 
 
@@ -164,11 +147,8 @@ def flash_attn_varlen_func(
     q, k, v = _check.float_arrays("qkv", (q, k, v), 3, "(rows of all sequences, heads, head_dim)")
     _check.heads_and_dims(q, k, v, False)
     batch = _check.batch_of(cu_seqlens_q)
-    call = _call(q, batch, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
-    call.cu_seqlens_q = to_int32(cu_seqlens_q, "cu_seqlens_q", (batch + 1,), q)
-    call.cu_seqlens_k = to_int32(cu_seqlens_k, "cu_seqlens_k", (batch + 1,), q)
-    call.max_seqlen_q = _check.length(max_seqlen_q, "max_seqlen_q")
-    call.max_seqlen_k = _check.length(max_seqlen_k, "max_seqlen_k")
+    call = flash_call(q, batch, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
+    set_varlen(call, q, batch, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     return _run(q, k, v, call, return_attn_probs)
 
 

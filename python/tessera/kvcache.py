@@ -6,7 +6,7 @@ import numpy as np
 
 from . import _check, _core
 from ._arrays import contiguous_last, dtype_name, empty, is_tensor, pad_last, raw, to_int32
-from ._functional import flash_lse
+from ._functional import flash_call, flash_lse, set_varlen
 from ._native import Call, lse_shape, options_of
 
 Window = Tuple[int, int]
@@ -172,16 +172,8 @@ def flash_attn_with_kvcache(
             _check.writable(cache, name + "_cache")
         k, v = contiguous_last(k), contiguous_last(v)
     _check.length(num_splits, "num_splits")
-    left, right = _check.window(window_size)
-    call = Call(
-        scale=_check.scale_of(softmax_scale, q.shape[-1]),
-        causal=bool(causal),
-        window_left=left,
-        window_right=right,
-        softcap=_check.softcap(softcap, 0.0),
-        alibi_slopes=_check.alibi(alibi_slopes, batch, q.shape[2], q),
-        leftpad_k=to_int32(cache_leftpad, "cache_leftpad", (batch,), q),
-    )
+    call = flash_call(q, batch, 0.0, softmax_scale, causal, window_size, softcap, alibi_slopes)
+    call.leftpad_k = to_int32(cache_leftpad, "cache_leftpad", (batch,), q)
     cos, sin = _rotary(rotary_cos, rotary_sin, q)
     table = _block_table(block_table, batch, q)
     capacity = k_cache.shape[1] * (1 if table is None else table.shape[1])
@@ -205,19 +197,8 @@ def varlen_with_block_table(
         raise TypeError(f"k has dtype {dtype_name(k)} and q {dtype_name(q)}; they must agree, and be of one kind")
     _check.heads_and_dims(q, k, v, False)
     batch = _check.batch_of(cu_seqlens_q)
-    left, right = _check.window(window_size)
-    call = Call(
-        scale=_check.scale_of(softmax_scale, q.shape[-1]),
-        causal=bool(causal),
-        window_left=left,
-        window_right=right,
-        softcap=_check.softcap(softcap, 0.0),
-        alibi_slopes=_check.alibi(alibi_slopes, batch, q.shape[1], q),
-        cu_seqlens_q=to_int32(cu_seqlens_q, "cu_seqlens_q", (batch + 1,), q),
-        cu_seqlens_k=to_int32(cu_seqlens_k, "cu_seqlens_k", (batch + 1,), q),
-        max_seqlen_q=_check.length(max_seqlen_q, "max_seqlen_q"),
-        max_seqlen_k=_check.length(max_seqlen_k, "max_seqlen_k"),
-    )
+    call = flash_call(q, batch, 0.0, softmax_scale, causal, window_size, softcap, alibi_slopes)
+    set_varlen(call, q, batch, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     for name, x in (("k", k), ("v", v)):
         _check.last_stride(x, name)
     seqlens = _int_vector(0, 0, "", batch, q)  # cu_seqlens_k says them

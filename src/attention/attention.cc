@@ -68,14 +68,8 @@ Status checked_forward(Context& context, const AttentionProblem& problem, const 
   const bool keys_outside = tuning.schedule == Schedule::fa1;
   const WorkPlan plan(sequences, stored, {.threads = keys_outside ? 1 : context.pool.size(), .dense = true});
   RowsIo io;
-  io.q = t.q.data;
-  io.q_batch_stride = t.q.batch_stride;
-  io.q_row_stride = t.q.row_stride;
-  io.q_head_stride = t.q.head_stride;
-  io.o = t.o.data;
-  io.o_batch_stride = t.o.batch_stride;
-  io.o_row_stride = t.o.row_stride;
-  io.o_head_stride = t.o.head_stride;
+  io.q = t.q;
+  io.o = t.o;
   io.lse = t.lse;
   io.seqlen = axes.rows;
   io.dtype = problem.dtype;

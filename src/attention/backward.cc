@@ -25,6 +25,7 @@
 #include "attention/cpu/backward_kernel.h"
 #include "attention/cpu/flush_subnormals.h"
 #include "attention/dropout.h"
+#include "attention/execution.h"
 #include "attention/unseen_keys.h"
 #include "core/boundary.h"
 #include "core/check.h"
@@ -35,16 +36,9 @@
 namespace tessera::attention {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;
-constexpr int kSharedSlot = 2;
-constexpr int kScratchSlot = 3;
 constexpr int kMostBlockRows = 144;
 constexpr int64_t kLeastUnit = 128;
 constexpr int64_t kRowsAhead = 4;  // fetched while one is summed
-
-int64_t align64(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 
 void relax() {
 #if defined(__x86_64__)

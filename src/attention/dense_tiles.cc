@@ -5,15 +5,13 @@
 #include <numeric>
 
 #include "attention/cpu/row_kernels.h"
+#include "attention/execution.h"
 #include "attention/pack_tile.h"
 #include "attention/registry.h"
 #include "attention/unseen_keys.h"
 
 namespace tessera::attention {
 namespace {
-
-constexpr int kTileSlot = 1;
-constexpr int kWideSlot = 3;  // free until the plan runs
 
 // Whether a key may be in use and yet no row see it; without any of these the last row sees every key.
 bool may_hide_keys(const AttentionProblem& p) {
@@ -44,7 +42,8 @@ DenseTiles::DenseTiles(Context& context, const AttentionProblem& p, const Stride
   std::iota(blocks_.begin(), blocks_.end(), 0);
   const int64_t blocks = first_block_.back();
   const KvFormat format{tile_dtype(p.dtype), p.kv_heads, p.head_dim, p.v_head_dim, kKeyTile};
-  void* memory = context.workspace(0).get(kTileSlot, static_cast<size_t>(format.bytes_per_block(1) * blocks));
+  void* memory =
+      context.workspace(0).get(kInputSlot, static_cast<size_t>(format.bytes_per_block(1) * blocks));
   storage_ = KvStorage::over(format, 1, static_cast<int>(blocks), memory);
 
   const int64_t element = info(p.dtype).block_bytes;
@@ -83,7 +82,8 @@ DenseTiles::DenseTiles(Context& context, const AttentionProblem& p, const Stride
   context.pool.parallel_for(blocks * p.kv_heads, 4, [&](int64_t begin, int64_t end, int worker) {
     const size_t bytes =
         widen ? sizeof(float) * kKeyTile * static_cast<size_t>(p.head_dim + p.v_head_dim) : 0;
-    float* wide = widen ? static_cast<float*>(context.workspace(worker).get(kWideSlot, bytes)) : nullptr;
+    // The scratch slot is free until the plan runs.
+    float* wide = widen ? static_cast<float*>(context.workspace(worker).get(kScratchSlot, bytes)) : nullptr;
     for (int64_t i = begin; i < end; ++i) pack(i / p.kv_heads, i % p.kv_heads, wide);
   });
 }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "attention/execution.h"
 #include "attention/kv_storage.h"
 #include "attention/paged.h"
 #include "attention/plan_runner.h"
@@ -16,7 +17,6 @@ namespace tessera::attention {
 namespace {
 
 static_assert(kCacheBlockTokens == kKeyTile);
-constexpr int kRowsSlot = 1;  // rows on their way in or out, as f32
 constexpr int64_t kMost = int64_t{1} << 30;
 
 Status refuse(const char* field, int64_t value, const char* limit) {
@@ -24,13 +24,6 @@ Status refuse(const char* field, int64_t value, const char* limit) {
 }
 Status refuse_in(const char* field, size_t sequence, int64_t value, const std::string& limit) {
   return invalid_argument(format("{}={} of sequence {} must be {}", field, value, sequence, limit), field);
-}
-
-bool is_float(DType dtype) {
-  return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
-}
-int64_t bytes_of(DType dtype) {
-  return dtype == DType::f32 ? 4 : 2;
 }
 
 // Lengths, rows and the blocks that hold positions [first(s), end(s)) of each sequence.
@@ -107,7 +100,7 @@ void widen_rows(Context& context, const std::vector<RowAt>& rows, DType dtype,
         float* out = to + (place(static_cast<size_t>(i)) * heads + head) * dim;
         kernels.widen(dtype,
                       static_cast<const char*>(from.data) +
-                          (at.row * from.row_stride + head * from.head_stride) * bytes_of(dtype),
+                          (at.row * from.row_stride + head * from.head_stride) * element_bytes(dtype),
                       dim, out);
         if (rotator != nullptr) rotator->turn(out);
       }
@@ -192,7 +185,7 @@ Status KvCache::append(Context& context, int layer, std::span<const CacheSequenc
     const int64_t k_width = int64_t{format.kv_heads} * format.head_dim;
     const int64_t v_width = int64_t{format.kv_heads} * format.v_head_dim;
     const size_t floats = rows.size() * static_cast<size_t>(k_width + v_width);
-    float* wide = static_cast<float*>(context.workspace(0).get(kRowsSlot, floats * sizeof(float)));
+    float* wide = static_cast<float*>(context.workspace(0).get(kInputSlot, floats * sizeof(float)));
     float* wide_v = wide + static_cast<int64_t>(rows.size()) * k_width;
     const auto in_order = [](size_t i) { return static_cast<int64_t>(i); };
     widen_rows(context, rows, dtype, k, format.kv_heads, format.head_dim, rotary, wide, in_order);
@@ -331,12 +324,8 @@ Status CachePlan::attend(Context& context, const KvCache& cache, int layer, cons
     RowsIo io;
     io.seqlen = impl_->rows;
     io.lse = query.lse;
-    io.q = query.q.data;
-    io.q_row_stride = query.q.row_stride;
-    io.q_head_stride = query.q.head_stride;
-    io.o = query.o.data;
-    io.o_row_stride = query.o.row_stride;
-    io.o_head_stride = query.o.head_stride;
+    io.q = query.q;
+    io.o = query.o;
     if (query.dtype == DType::f32 && query.rotary == nullptr) {
       PlanRunner(context, p, storage, layer, impl_->plan, io).run();
       return {};
@@ -345,25 +334,22 @@ Status CachePlan::attend(Context& context, const KvCache& cache, int layer, cons
     const std::vector<RowAt> rows = rows_of(impl_->sequences);
     const int64_t q_width = int64_t{p.heads} * p.head_dim, o_width = int64_t{p.heads} * p.v_head_dim;
     const size_t floats = static_cast<size_t>(impl_->rows * (q_width + o_width));
-    float* q = static_cast<float*>(context.workspace(0).get(kRowsSlot, floats * sizeof(float)));
+    float* q = static_cast<float*>(context.workspace(0).get(kInputSlot, floats * sizeof(float)));
     float* o = q + impl_->rows * q_width;
     widen_rows(context, rows, query.dtype, query.q, p.heads, p.head_dim, query.rotary, q,
                [&](size_t i) { return rows[i].row; });
-    io.q = q;
-    io.q_row_stride = q_width;
-    io.q_head_stride = p.head_dim;
-    io.o = o;
-    io.o_row_stride = o_width;
-    io.o_head_stride = p.v_head_dim;
+    io.q = {q, 0, q_width, p.head_dim};
+    io.o = {o, 0, o_width, p.v_head_dim};
     PlanRunner(context, p, storage, layer, impl_->plan, io).run();
     const RowKernels& kernels = row_kernels();
     context.pool.parallel_for(static_cast<int64_t>(rows.size()), 16, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = rows[static_cast<size_t>(i)].row;
         for (int64_t head = 0; head < p.heads; ++head) {
-          kernels.narrow(query.dtype, o + row * o_width + head * p.v_head_dim, p.v_head_dim,
-                         static_cast<char*>(query.o.data) +
-                             (row * query.o.row_stride + head * query.o.head_stride) * bytes_of(query.dtype));
+          kernels.narrow(
+              query.dtype, o + row * o_width + head * p.v_head_dim, p.v_head_dim,
+              static_cast<char*>(query.o.data) +
+                  (row * query.o.row_stride + head * query.o.head_stride) * element_bytes(query.dtype));
         }
       }
     });

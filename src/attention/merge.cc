@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention/cpu/row_kernels.h"
+#include "attention/execution.h"
 #include "core/boundary.h"
 #include "core/context.h"
 #include "core/format.h"
@@ -28,7 +29,7 @@ Status validate(const MergeProblem& p) {
   if (p.heads < 1) return refuse("heads", p.heads, "at least 1");
   if (p.head_dim < 1) return refuse("head_dim", p.head_dim, "at least 1");
   for (const auto& [dtype, field] : {std::pair{p.dtype, "dtype"}, {p.out_dtype, "out_dtype"}}) {
-    if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
+    if (!is_float(dtype)) {
       return unsupported(
           format("merge_states: {}={} is not supported; use f32, f16 or bf16", field, name(dtype)), field);
     }
@@ -40,10 +41,6 @@ Status refuse_null(const void* data, const char* field, size_t part, int64_t row
   if (data != nullptr) return {};
   return invalid_argument(format("merge_states: {} of part {} is null but has {} rows", field, part, rows),
                           field);
-}
-
-int64_t bytes_of(DType dtype) {
-  return dtype == DType::f32 ? 4 : 2;
 }
 
 // The parts' weights in a row, summing to 1, into weight [parts]; returns the row's LSE.
@@ -85,7 +82,7 @@ Status merge(Context& context, const MergeProblem& p, std::span<const AttentionP
   const RowKernels& kernels = row_kernels();
   const int64_t width = int64_t{p.heads} * p.head_dim;
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / width);
-  const int64_t in_bytes = bytes_of(p.dtype), out_bytes = bytes_of(p.out_dtype);
+  const int64_t in_bytes = element_bytes(p.dtype), out_bytes = element_bytes(p.out_dtype);
   context.pool.parallel_for(rows, grain, [&](int64_t begin, int64_t end, int) {
     std::vector<float> weight(parts.size());
     float sum[kColumns], part_row[kColumns];

@@ -8,12 +8,8 @@ void paged_attention(Context& context, const AttentionProblem& problem, const Kv
                      const WorkPlan& plan, const float* q, int64_t q_row_stride, float* o,
                      int64_t o_row_stride) {
   RowsIo io;
-  io.q = q;
-  io.q_row_stride = q_row_stride;
-  io.q_head_stride = problem.head_dim;
-  io.o = o;
-  io.o_row_stride = o_row_stride;
-  io.o_head_stride = problem.v_head_dim;
+  io.q = {q, 0, q_row_stride, problem.head_dim};
+  io.o = {o, 0, o_row_stride, problem.v_head_dim};
   PlanRunner(context, problem, storage, layer, plan, io).run();
 }
 

@@ -8,6 +8,7 @@
 #include "attention/cpu/flush_subnormals.h"
 #include "attention/cpu/row_kernels.h"
 #include "attention/dropout.h"
+#include "attention/execution.h"
 #include "attention/registry.h"
 #include "attention/sequences.h"
 #include "core/check.h"
@@ -15,21 +16,12 @@
 namespace tessera::attention {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
-constexpr int kPartialSlot = 2;
-constexpr int kScratchSlot = 3;
-
 // Rows of q and o lie heads * dim elements apart, which no hardware prefetcher follows: without this, reading
 // and writing them took a tenth of a short call.
 constexpr int32_t kRowsAhead = 6;
 template <int for_writing>
 void touch(const char* row, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, for_writing);
-}
-
-int64_t align64(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
 }
 
 MaskForm mask_form(const MaskTensor& mask) {
@@ -135,13 +127,13 @@ int64_t PlanRunner::element_of(int32_t row, int kv_head, int64_t batch_stride, i
 }
 
 const char* PlanRunner::query(int32_t row, int kv_head) const {
-  return static_cast<const char*>(io_.q) +
-         element_of(row, kv_head, io_.q_batch_stride, io_.q_row_stride, io_.q_head_stride) * element_bytes_;
+  return static_cast<const char*>(io_.q.data) +
+         element_of(row, kv_head, io_.q.batch_stride, io_.q.row_stride, io_.q.head_stride) * element_bytes_;
 }
 
 char* PlanRunner::output(int32_t row, int kv_head) const {
-  return static_cast<char*>(io_.o) +
-         element_of(row, kv_head, io_.o_batch_stride, io_.o_row_stride, io_.o_head_stride) * element_bytes_;
+  return static_cast<char*>(io_.o.data) +
+         element_of(row, kv_head, io_.o.batch_stride, io_.o.row_stride, io_.o.head_stride) * element_bytes_;
 }
 
 void PlanRunner::pack_row(int32_t row, int kv_head, void* packed) const {
@@ -396,7 +388,7 @@ void PlanRunner::run() {
   const int64_t kv_heads = plan_.kv_heads_;
   if (plan_.partials_ > 0) {
     const int64_t bytes = kv_heads * plan_.partials_ * (v_width_ + 2) * 4;
-    partials_ = static_cast<float*>(context_.workspace(0).get(kPartialSlot, static_cast<size_t>(bytes)));
+    partials_ = static_cast<float*>(context_.workspace(0).get(kSharedSlot, static_cast<size_t>(bytes)));
   }
   const auto run_items = [&](int64_t begin, int64_t end, int worker) {
     const FlushSubnormals flush;

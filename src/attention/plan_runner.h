@@ -12,10 +12,8 @@ struct RowKernels;
 
 // Where rows of q and o lie. Row r is token r % seqlen of batch r / seqlen.
 struct RowsIo {
-  const void* q = nullptr;
-  int64_t q_batch_stride = 0, q_row_stride = 0, q_head_stride = 0;  // in elements
-  void* o = nullptr;
-  int64_t o_batch_stride = 0, o_row_stride = 0, o_head_stride = 0;
+  Strided<const void*> q;
+  Strided<void*> o;
   float* lse = nullptr;  // [batch][heads][seqlen] or null
   int64_t seqlen = INT64_MAX;
   DType dtype = DType::f32;  // of q and o: f32, f16 or bf16

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/execution.h"
 #include "attention/sequences.h"
 #include "core/checked.h"
 #include "core/format.h"
@@ -73,7 +74,7 @@ Status validate_sizes(const AttentionProblem& p) {
 }
 
 Status validate_scores(const AttentionProblem& p) {
-  if (p.dtype != DType::f32 && p.dtype != DType::f16 && p.dtype != DType::bf16) {
+  if (!is_float(p.dtype)) {
     return unsupported(format("dtype={} is not supported; use f32, f16 or bf16", name(p.dtype)), "dtype");
   }
   if (!std::isfinite(p.scale)) return invalid_argument(format("scale={} must be finite", p.scale), "scale");
@@ -153,8 +154,7 @@ Status validate_mask_tensor(const AttentionProblem& p) {
   if (mask.kind != MaskKind::boolean && mask.kind != MaskKind::additive) {
     return out_of_range("mask.kind", static_cast<int>(mask.kind), "none, boolean or additive");
   }
-  if (mask.kind == MaskKind::additive && mask.dtype != DType::f32 && mask.dtype != DType::f16 &&
-      mask.dtype != DType::bf16) {
+  if (mask.kind == MaskKind::additive && !is_float(mask.dtype)) {
     return unsupported(format("mask.dtype={} of an additive mask must be f32, f16 or bf16", name(mask.dtype)),
                        "mask.dtype");
   }
@@ -168,7 +168,7 @@ Status validate_mask_tensor(const AttentionProblem& p) {
     if (axes[i].stride < 0) return out_of_range(fields[i], axes[i].stride, "at least 0 (0 broadcasts)");
     empty |= axes[i].size == 0;
   }
-  const int64_t element = mask.kind == MaskKind::boolean ? 1 : mask.dtype == DType::f32 ? 4 : 2;
+  const int64_t element = mask.kind == MaskKind::boolean ? 1 : element_bytes(mask.dtype);
   if (!span_fits(axes, 1, element)) {
     return invalid_argument(format("mask strides {}, {}, {}, {}: the span of the tensor overflows 64 bits",
                                    mask.batch_stride, mask.head_stride, mask.row_stride, mask.key_stride),

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
+#include "attention/execution.h"
 #include "core/context.h"
 #include "core/format.h"
 
@@ -10,7 +12,7 @@ namespace tessera::attention {
 namespace {
 
 constexpr int64_t kMostPositions = int64_t{1} << 28;
-constexpr double kPi = 3.141592653589793;
+constexpr double kPi = std::numbers::pi;
 
 Status refuse(const char* field, double value, const char* limit) {
   return invalid_argument(format("rope: {}={} must be {}", field, value, limit), field);
@@ -200,7 +202,7 @@ Status validate_rotary(const Rotary& r, int head_dim) {
         format("rope: rotary_dim={} must be even and from 2 to head_dim={}", r.rotary_dim, head_dim),
         "rotary_dim");
   }
-  if (r.dtype != DType::f32 && r.dtype != DType::f16 && r.dtype != DType::bf16)
+  if (!is_float(r.dtype))
     return unsupported(format("rope: cos and sin are {}; use f32, f16 or bf16", name(r.dtype)), "dtype");
   if (r.positions < 0) return refuse("positions", static_cast<double>(r.positions), "at least 0");
   if (r.row_stride < 0) return refuse("row_stride", static_cast<double>(r.row_stride), "at least 0");

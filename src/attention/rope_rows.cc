@@ -1,6 +1,7 @@
 // rope_forward and rope_backward over the caller's tensors.
 #include <cstring>
 
+#include "attention/execution.h"
 #include "attention/rope.h"
 #include "core/boundary.h"
 #include "core/context.h"
@@ -54,7 +55,7 @@ Status validate(const RopeProblem& p) {
   if (p.batch < 0 || p.batch > kMost) return refuse("batch", p.batch, "from 0 to 2^30");
   if (p.seqlen < 0 || p.seqlen > kMost) return refuse("seqlen", p.seqlen, "from 0 to 2^30");
   if (p.heads < 1) return refuse("heads", p.heads, "at least 1");
-  if (p.dtype != DType::f32 && p.dtype != DType::f16 && p.dtype != DType::bf16)
+  if (!is_float(p.dtype))
     return unsupported(format("rope: dtype={} is not supported; use f32, f16 or bf16", name(p.dtype)),
                        "dtype");
   TESSERA_RETURN_IF_ERROR(validate_rotary(p.rotary, p.head_dim));
@@ -90,7 +91,7 @@ Status rotate(Context& context, const RopeProblem& p, const Strided<const void*>
         format("rope: {} is null but has {} rows", x.data == nullptr ? "x" : "out", count),
         x.data == nullptr ? "x" : "out");
   }
-  const int64_t bytes = p.dtype == DType::f32 ? 4 : 2;
+  const int64_t bytes = element_bytes(p.dtype);
   const RowKernels& kernels = row_kernels();
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (int64_t{p.heads} * p.head_dim));
   context.pool.parallel_for(count, grain, [&](int64_t begin, int64_t end, int) {

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "attention/cpu/flush_subnormals.h"
+#include "attention/execution.h"
 #include "attention/pack_tile.h"
 #include "attention/registry.h"
 #include "attention/rope.h"
@@ -14,20 +15,9 @@
 namespace tessera::attention {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
-constexpr int kPartialSlot = 2;
-constexpr int kScratchSlot = 3;
-// As in work_plan.cc: stacked rows of an item of many rows; rows up to which segments may be divided; what
-// packing a tile costs in rows of arithmetic; when an item is too long for its thread's share.
-constexpr int kItemRows = 192;
+// Rows up to which segments may be divided; what packing a tile costs in rows of arithmetic.
 constexpr int kSplitRows = 64;
 constexpr int64_t kPackCost = 12;
-constexpr int64_t kItemsPerThread = 4;
-
-int64_t align64(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 
 }  // namespace
 
@@ -371,8 +361,7 @@ void ViewRunner::run() {
   const int64_t kv_heads = problem_.kv_heads;
   if (partials_ > 0) {
     const int64_t bytes = kv_heads * partials_ * (tile_.v_width() + 2) * 4;
-    partial_memory_ =
-        static_cast<float*>(context_.workspace(0).get(kPartialSlot, static_cast<size_t>(bytes)));
+    partial_memory_ = static_cast<float*>(context_.workspace(0).get(kSharedSlot, static_cast<size_t>(bytes)));
   }
   const int64_t parts = (kv_heads + unit_heads_ - 1) / unit_heads_;
   context_.pool.parallel_for(static_cast<int64_t>(items_.size()) * parts, 1,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "attention/execution.h"
 #include "attention/paged.h"
 #include "attention/registry.h"
 #include "core/check.h"
@@ -12,8 +13,6 @@
 namespace tessera::attention {
 namespace {
 
-// Stacked query rows of a slice of a long chunk: 24 registers of rows on AVX-512; 96 to 768 measured equal.
-constexpr int kSliceRows = 192;
 // Over dense tensors, where no other request fills the threads, slices get smaller until each thread has this
 // many of them (a causal slice costs up to twice the mean), but not smaller than a tile's bytes are worth.
 constexpr int64_t kSlicesPerThread = 8;
@@ -26,8 +25,6 @@ constexpr int kStackRows = 64;
 constexpr int64_t kReadCost = 7;
 // Starting on a tile.
 constexpr int64_t kStepCost = 1;
-// An item is split at segment edges when it is more than this part of a thread's fair share.
-constexpr int64_t kItemsPerThread = 4;
 
 struct Slice {
   const PagedSequence* sequence;
@@ -368,7 +365,7 @@ class PlanBuilder {
   WorkPlan& plan_;
   const WorkPlanOptions& options_;
   const int32_t group_;
-  int32_t slice_rows_ = kSliceRows;
+  int32_t slice_rows_ = kItemRows;
   int32_t most_partials_ = INT32_MAX;  // of one kv head
   std::vector<Slice> slices_;
 };

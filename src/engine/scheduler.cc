@@ -127,14 +127,14 @@ int Scheduler::rows_wanted_by_others(const Sequence& first) const {
   const int half = budget_ / 2;
   for (const auto& [order, sequence] : running_) {
     if (rows >= half) return half;
-    if (sequence.get() != &first && !sequence->decoding()) rows += sequence->todo();
+    if (sequence.get() != &first && !sequence->decoding()) rows += sequence->rows_left();
   }
   const bool room = static_cast<int>(running_.size()) < options_.max_num_seqs &&
                     cache_.available() > promised_blocks() + 1 && options_.batching == Batching::continuous;
   if (!room) return std::min(rows, half);
   for (const auto& [order, sequence] : waiting_) {
     if (rows >= half) return half;
-    if (sequence->sample == 0 && may_be_admitted(*sequence)) rows += sequence->todo();
+    if (sequence->sample == 0 && may_be_admitted(*sequence)) rows += sequence->rows_left();
   }
   return std::min(rows, half);
 }
@@ -142,13 +142,13 @@ int Scheduler::rows_wanted_by_others(const Sequence& first) const {
 void Scheduler::plan_prefills() {
   std::vector<SequencePtr> sequences;
   for (const auto& [order, sequence] : running_) {
-    if (sequence->todo() > 0 && sequence->planned_step != plan_->step) sequences.push_back(sequence);
+    if (sequence->rows_left() > 0 && sequence->planned_step != plan_->step) sequences.push_back(sequence);
   }
   bool first = true;
   for (const SequencePtr& sequence : sequences) {
     if (budget_ == 0) return;
     if (sequence->state != SequenceState::running) continue;
-    int want = std::min(sequence->todo(), budget_);
+    int want = std::min(sequence->rows_left(), budget_);
     if (first) want = std::max(1, std::min(want, budget_ - rows_wanted_by_others(*sequence)));
     first = false;
     want = scorable_rows(*sequence, want);
@@ -265,7 +265,7 @@ Scheduler::Admit Scheduler::admit(const SequencePtr& sequence) {
   });
   adopt_match(sequence, std::move(match));
   const int found = sequence->scheduled;
-  const int want = scorable_rows(*sequence, std::min(sequence->todo(), budget_));
+  const int want = scorable_rows(*sequence, std::min(sequence->rows_left(), budget_));
   const int rows = reserve(sequence, want, false);
   if (rows == 0) {
     undo_to(mark);
@@ -430,7 +430,7 @@ void Scheduler::emit_rows(const Sequence& sequence, int rows) {
 
 // The sequence's next `rows` rows become part of the plan. REQUIRES: reserved.
 void Scheduler::emit(const SequencePtr& sequence, int rows) {
-  TESSERA_CHECK(rows >= 1 && rows <= budget_ && rows <= sequence->todo());
+  TESSERA_CHECK(rows >= 1 && rows <= budget_ && rows <= sequence->rows_left());
   remember([sequence, scheduled = sequence->scheduled, pending = sequence->pending,
             pending_sample = sequence->pending_sample, planned = sequence->planned_step] {
     sequence->scheduled = scheduled;
@@ -438,7 +438,7 @@ void Scheduler::emit(const SequencePtr& sequence, int rows) {
     sequence->pending_sample = pending_sample;
     sequence->planned_step = planned;
   });
-  const bool draw = rows == sequence->todo();
+  const bool draw = rows == sequence->rows_left();
   emit_rows(*sequence, rows);
   Flight flight{.sequence = sequence, .first_position = sequence->scheduled, .rows = rows, .draw = draw};
   add_scores(*sequence, rows, &flight);

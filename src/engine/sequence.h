@@ -61,7 +61,9 @@ struct Sequence {
   int known() const { return static_cast<int>(tokens.size()); }
   int generated() const { return known() - prompt_tokens(); }
   // Rows until the next token can be drawn; 0: all that may be generated is, or is in flight.
-  int todo() const { return joining || drawn() >= request->max_tokens ? 0 : known() + pending - scheduled; }
+  int rows_left() const {
+    return joining || drawn() >= request->max_tokens ? 0 : known() + pending - scheduled;
+  }
   // Rows of [scored, scorable()) are asked for log-probabilities of the token behind them.
   int scorable() const {
     return sample == 0 && request->sampling.prompt_logprobs >= 0 ? prompt_tokens() - 1 : 0;
@@ -70,7 +72,7 @@ struct Sequence {
   // a row without its log-probabilities has to be computed for them.
   int findable() const { return scored < scorable() ? scored : known() - 1; }
   int drawn() const { return generated() + pending; }
-  bool decoding() const { return todo() == 1 && drawn() > 0; }
+  bool decoding() const { return rows_left() == 1 && drawn() > 0; }
   // Its K/V are not yet verified up to the token that is to be extended.
   bool prefilling() const { return verified < known() - (generated() > 0 ? 1 : 0); }
 };

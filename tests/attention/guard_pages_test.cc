@@ -1,39 +1,12 @@
 // Tensors that end at a page that may not be touched, and others that begin behind one: nothing outside is
 // read or written.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "tests/attention/dense_fixture.h"
+#include "tests/attention/guarded.h"
 
 namespace tessera::attention {
 namespace {
 
 constexpr uint32_t kSeed = 555;
-
-// A copy of some bytes right before a forbidden page, or right behind one.
-class Guarded {
- public:
-  Guarded(const void* from, size_t bytes, bool at_end) : bytes_(bytes) {
-    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t middle = (bytes + page - 1) / page * page;
-    size_ = middle + 2 * page;
-    map_ =
-        static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    EXPECT_NE(map_, MAP_FAILED);
-    mprotect(map_, page, PROT_NONE);
-    mprotect(map_ + page + middle, page, PROT_NONE);
-    data_ = map_ + page + (at_end ? middle - bytes : 0);
-    if (bytes > 0) std::memcpy(data_, from, bytes);
-  }
-  Guarded(const Guarded&) = delete;
-  ~Guarded() { munmap(map_, size_); }
-  char* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  size_t bytes_, size_ = 0;
-  char *map_ = nullptr, *data_ = nullptr;
-};
 
 // Bytes from the first element to the last one's end.
 template <typename Pointer>

@@ -1,8 +1,6 @@
 // Caches, rotary embedding and merging between pages that may not be touched: nothing outside the tensors is
 // read or written.
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
@@ -12,35 +10,12 @@
 #include "core/context.h"
 #include "tessera/merge.h"
 #include "tessera/paged.h"
+#include "tests/attention/guarded.h"
 
 namespace tessera::attention {
 namespace {
 
 constexpr uint32_t kSeed = 83;
-
-// Bytes that end at a forbidden page, or begin behind one.
-class Guarded {
- public:
-  Guarded(size_t bytes, bool at_end) {
-    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t middle = (bytes + page - 1) / page * page;
-    size_ = middle + 2 * page;
-    map_ =
-        static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    EXPECT_NE(map_, MAP_FAILED);
-    EXPECT_EQ(mprotect(map_, page, PROT_NONE), 0);
-    EXPECT_EQ(mprotect(map_ + page + middle, page, PROT_NONE), 0);
-    data_ = map_ + page + (at_end ? middle - bytes : 0);
-  }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-  ~Guarded() { munmap(map_, size_); }
-  char* data() const { return data_; }
-
- private:
-  size_t size_ = 0;
-  char *map_ = nullptr, *data_ = nullptr;
-};
 
 class GuardedCaches : public ::testing::TestWithParam<std::tuple<DType, bool>> {
  protected:

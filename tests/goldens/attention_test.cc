@@ -8,32 +8,13 @@
 #include "attention/paged.h"
 #include "attention/registry.h"
 #include "core/context.h"
-#include "tessera/attention.h"
-#include "tests/support/golden.h"
+#include "tests/goldens/attention_problem.h"
 
 namespace tessera::attention {
 namespace {
 
 using test::Golden;
 using test::GoldenCase;
-
-AttentionProblem problem_of(const GoldenCase& c, DType dtype) {
-  const std::vector<int64_t>&q = c.shape("q"), &k = c.shape("k");
-  AttentionProblem p;
-  p.batch = q[0];
-  p.seqlen_q = q[1];
-  p.seqlen_k = k[1];
-  p.heads = static_cast<int>(q[2]);
-  p.kv_heads = static_cast<int>(k[2]);
-  p.head_dim = static_cast<int>(q[3]);
-  p.v_head_dim = static_cast<int>(c.shape("v")[3]);
-  p.dtype = dtype;
-  p.scale = static_cast<float>(c.number("scale"));
-  p.mask = {c.boolean("causal"), c.integer("window_left"), c.integer("window_right")};
-  p.softcap = static_cast<float>(c.number("softcap"));
-  if (c.has("alibi_slopes")) p.alibi_slopes = c.f32("alibi_slopes").data();
-  return p;
-}
 
 // The golden's k and v in blocks whose ids run backwards through the storage, and its rows as sequences.
 struct Paged {

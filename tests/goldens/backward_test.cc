@@ -6,8 +6,7 @@
 #include <vector>
 
 #include "core/context.h"
-#include "tessera/attention.h"
-#include "tests/support/golden.h"
+#include "tests/goldens/attention_problem.h"
 
 namespace tessera::attention {
 namespace {
@@ -15,22 +14,8 @@ namespace {
 using test::Golden;
 using test::GoldenCase;
 
-AttentionProblem problem_of(const GoldenCase& c) {
-  const std::vector<int64_t>&q = c.shape("q"), &k = c.shape("k");
-  AttentionProblem p;
-  p.batch = q[0];
-  p.seqlen_q = q[1];
-  p.seqlen_k = k[1];
-  p.heads = static_cast<int>(q[2]);
-  p.kv_heads = static_cast<int>(k[2]);
-  p.head_dim = static_cast<int>(q[3]);
-  p.v_head_dim = static_cast<int>(c.shape("v")[3]);
-  p.scale = static_cast<float>(c.number("scale"));
-  p.mask.causal = c.boolean("causal");
-  p.mask.window_left = c.integer("window_left");
-  p.mask.window_right = c.integer("window_right");
-  p.softcap = static_cast<float>(c.number("softcap"));
-  if (c.has("alibi_slopes")) p.alibi_slopes = c.f32("alibi_slopes").data();
+AttentionProblem masked_problem_of(const GoldenCase& c) {
+  AttentionProblem p = problem_of(c);
   if (c.has("mask")) {
     const bool boolean = c.text("mask") == "boolean";
     MaskTensor& mask = p.mask.tensor;
@@ -62,7 +47,7 @@ TEST(BackwardGoldens, GradientsAreAutograds) {
   Context context(pool);
   for (const GoldenCase& c : golden.cases()) {
     SCOPED_TRACE(c.name());
-    const AttentionProblem p = problem_of(c);
+    const AttentionProblem p = masked_problem_of(c);
     const auto in = [&](std::span<const float> t, int64_t rows, int64_t heads, int64_t dim) {
       return contiguous(static_cast<const void*>(t.data()), rows, heads, dim);
     };
