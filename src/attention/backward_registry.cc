@@ -1,6 +1,7 @@
 #include "attention/backward_registry.h"
 
 #include "attention/cpu/backward_kernels.h"
+#include "attention/explain.h"
 #include "core/format.h"
 
 namespace tessera::attention {
@@ -40,19 +41,10 @@ Result<const BackwardKernel*> find_backward(const AttentionProblem& problem) {
 }
 
 std::string explain_backward(const AttentionProblem& problem) {
-  const Result<simd::Isa> isa = simd::requested_isa();
-  if (!isa.ok()) return isa.status().message();
-  std::string lines;
-  bool taken = false;
-  for (size_t i = std::size(kKernels); i-- > 0;) {
-    std::string why = refusal(*kKernels[i], problem, *isa);
-    const bool best = why.empty() && !taken;
-    if (why.empty()) why = best ? "taken" : "would do, but a better one is there";
-    taken |= best;
-    lines += format("{}{}: {}\n", best ? "> " : "  ", kKernels[i]->name, why);
-  }
-  if (const Status status = validate(problem); !status.ok()) lines += status.message() + "\n";
-  return lines;
+  return explain_table(
+      problem, std::size(kKernels), "taken", [](size_t i) -> const BackwardKernel& { return *kKernels[i]; },
+      [](const BackwardKernel& kernel) { return kernel.name; },
+      [&](const BackwardKernel& kernel, simd::Isa isa) { return refusal(kernel, problem, isa); });
 }
 
 }  // namespace tessera::attention

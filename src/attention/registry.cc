@@ -2,6 +2,7 @@
 
 #include "attention/backward_registry.h"
 #include "attention/cpu/kernels.h"
+#include "attention/explain.h"
 #include "core/format.h"
 
 namespace tessera::attention {
@@ -122,23 +123,11 @@ Result<const TileKernel*> find(const AttentionProblem& problem, Kind kind) {
 }
 
 std::string explain(const AttentionProblem& problem, Kind kind) {
-  const Result<simd::Isa> isa = simd::requested_isa();
-  if (!isa.ok()) return isa.status().message();
-  std::string lines;
-  bool taken = false;
-  for (size_t i = std::size(kKernels); i-- > 0;) {
-    const KernelDescriptor& kernel = kKernels[i];
-    std::string why = refusal(kernel, problem, kind, *isa);
-    const bool best = why.empty() && !taken;
-    if (why.empty()) {
-      why = best ? format("taken for {}", word(kind))
-                 : format("would do, but a kernel for a better ISA than {} is there", simd::name(kernel.isa));
-    }
-    taken |= best;
-    lines += format("{}{}: {}\n", best ? "> " : "  ", kernel.kernel->name, why);
-  }
-  if (const Status status = validate(problem); !status.ok()) lines += status.message() + "\n";
-  return lines;
+  return explain_table(
+      problem, std::size(kKernels), format("taken for {}", word(kind)),
+      [](size_t i) -> const KernelDescriptor& { return kKernels[i]; },
+      [](const KernelDescriptor& kernel) { return kernel.kernel->name; },
+      [&](const KernelDescriptor& kernel, simd::Isa isa) { return refusal(kernel, problem, kind, isa); });
 }
 
 std::string explain(const AttentionProblem& problem, Pass pass) {
