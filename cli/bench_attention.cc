@@ -2,6 +2,7 @@
 // PyTorch's, in alternated rounds of one run.
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <optional>
 #include <thread>
 
@@ -50,11 +51,13 @@ double flops_of(const Cell& c, bool backward) {
   return (backward ? 10.0 : 4.0) * c.batch * c.heads * c.dim * pairs;
 }
 
-// A tensor [batch][seqlen][heads][dim] of normal-like values, as the dtype holds them.
+// A tensor [batch][seqlen][heads][dim] of normal-like values, as the dtype holds them. Its data begin with a
+// cache line, as the peer's do.
 struct Values {
   DType dtype;
   std::vector<float> wide;
-  std::vector<uint16_t> narrow;
+  std::vector<char> held;
+  char* first = nullptr;
 
   Values(const Cell& c, int heads, uint32_t stream) : dtype(c.dtype) {
     const int64_t count = int64_t{c.batch} * c.seqlen * heads * c.dim;
@@ -65,21 +68,25 @@ struct Values {
       wide[i] = 1.7320508f * (philox_uniform(words[0]) + philox_uniform(words[1]) + philox_uniform(words[2]) +
                               philox_uniform(words[3]) - 2.0f);
     }
-    if (dtype == DType::f32) return;
-    narrow.resize(wide.size());
+    const size_t element = dtype == DType::f32 ? 4 : 2;
+    held.resize(wide.size() * element + 64);
+    first = held.data() + (64 - reinterpret_cast<uintptr_t>(held.data()) % 64) % 64;
     for (size_t i = 0; i < wide.size(); ++i) {
-      narrow[i] = dtype == DType::f16 ? f32_to_f16(wide[i]) : f32_to_bf16(wide[i]);
+      const uint16_t half = dtype == DType::f16 ? f32_to_f16(wide[i]) : f32_to_bf16(wide[i]);
+      std::memcpy(first + i * element, element == 4 ? static_cast<const void*>(&wide[i]) : &half, element);
       wide[i] = at(i);
     }
   }
+  Values(const Values&) = delete;
   float at(size_t i) const {
-    if (dtype == DType::f32) return wide[i];
-    return dtype == DType::f16 ? f16_to_f32(narrow[i]) : bf16_to_f32(narrow[i]);
+    float value;
+    if (dtype == DType::f32) return std::memcpy(&value, first + i * 4, 4), value;
+    uint16_t half;
+    std::memcpy(&half, first + i * 2, 2);
+    return dtype == DType::f16 ? f16_to_f32(half) : bf16_to_f32(half);
   }
-  const void* data() const {
-    return dtype == DType::f32 ? static_cast<const void*>(wide.data()) : narrow.data();
-  }
-  void* data() { return dtype == DType::f32 ? static_cast<void*>(wide.data()) : narrow.data(); }
+  const void* data() const { return first; }
+  void* data() { return first; }
 };
 
 // One cell's tensors, run forward or backward.
@@ -209,24 +216,25 @@ Result<Figures> measure(const Cell& cell, const AttentionOptions& options, PeerP
     TESSERA_RETURN_IF_ERROR(peer->ask({{"cell", description}}).status());
   }
   // Turns of a few milliseconds, so that short calls are timed several at a time; each turn begins with an
-  // untimed call, and waits before it until the other side's threads sleep.
+  // untimed call, and waits before it until the other side's threads sleep: the peer's are looked at, ours
+  // spin for 50 us.
   const int calls =
       std::clamp(static_cast<int>(5e-3 * figures.peak / 2 / flops_of(cell, options.backward)), 1, 20);
-  const auto settle = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
   for (int round = 0; round < options.rounds; ++round) {
-    if (peer != nullptr) settle();
+    if (peer != nullptr) TESSERA_RETURN_IF_ERROR(peer->wait_until_asleep());
     TESSERA_RETURN_IF_ERROR(run());
     const double start = bench::now(cell.threads);
     for (int call = 0; call < calls; ++call) TESSERA_RETURN_IF_ERROR(run());
     figures.seconds.push_back((bench::now(cell.threads) - start) / calls);
     if (peer == nullptr) continue;
-    settle();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
     TESSERA_ASSIGN_OR_RETURN(const boost::json::object answer, peer->ask({{"run", calls + 1}}));
     double sum = 0;
     const boost::json::array& seconds = answer.at("seconds").as_array();
     for (size_t i = 1; i < seconds.size(); ++i) sum += seconds[i].to_number<double>();
     figures.peer_seconds.push_back(sum / calls);
   }
+  if (peer != nullptr) TESSERA_RETURN_IF_ERROR(peer->wait_until_asleep());
   figures.peak = std::max(figures.peak, peak_of(inner.pool, work.problem(), options.backward));
   figures.workspace = context.workspace_bytes();
   return figures;

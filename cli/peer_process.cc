@@ -5,12 +5,34 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <thread>
 #include <utility>
 
 #include "core/format.h"
 
 namespace tessera::cli {
+namespace {
+
+// Whether no thread of the process runs or could run. /proc/PID/task/TID/stat is "TID (name) STATE ...".
+bool asleep(int pid) {
+  std::error_code error;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task", error)) {
+    std::ifstream file(task.path() / "stat");
+    std::string text;
+    std::getline(file, text);
+    const size_t end = text.rfind(')');
+    if (end == std::string::npos || end + 2 >= text.size()) continue;  // the thread has ended
+    if (text[end + 2] == 'R') return false;
+  }
+  return !error;
+}
+
+}  // namespace
 
 Result<PeerProcess> PeerProcess::start(const std::vector<std::string>& arguments) {
   // A peer that ended is an error to report, not a signal to die of.
@@ -78,6 +100,21 @@ Result<boost::json::object> PeerProcess::ask(const boost::json::object& request)
   std::fwrite(line.data(), 1, line.size(), out_);
   std::fflush(out_);
   return read();
+}
+
+Status PeerProcess::wait_until_asleep() const {
+  using clock = std::chrono::steady_clock;
+  const auto deadline = clock::now() + std::chrono::seconds(2);
+  while (!asleep(pid_)) {
+    if (clock::now() >= deadline) {
+      return Status(StatusCode::unavailable,
+                    format("peer {}: a thread still runs 2 s after its answer, so no turn beside it is fair; "
+                           "is OMP_WAIT_POLICY=active or GOMP_SPINCOUNT set?",
+                           name_));
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(500));
+  }
+  return {};
 }
 
 }  // namespace tessera::cli

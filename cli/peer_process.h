@@ -25,6 +25,10 @@ class PeerProcess {
   Result<boost::json::object> read();
   // Writes one line and reads the answer.
   Result<boost::json::object> ask(const boost::json::object& request);
+  // Returns when every thread of it sleeps, by the system's own word: a runtime may keep its workers spinning
+  // after an answer (libgomp for 7 to 10 ms), on a core that the caller's next turn needs. unavailable when
+  // one still runs after two seconds.
+  Status wait_until_asleep() const;
 
  private:
   PeerProcess() = default;

@@ -51,8 +51,10 @@ struct PagedSequence {
 };
 
 struct WorkPlanOptions {
-  int threads = 1;        // of the pool that will run it
-  bool dense = false;     // tables made of a caller's tensors: every feature is allowed, nothing is shared
+  int threads = 1;  // of the pool that will run it
+  // Tables made of a caller's tensors: every feature is allowed, nothing is shared, and the ids of a sequence
+  // follow each other, so that the plan stores no steps and is linear in the rows.
+  bool dense = false;
   bool two_phase = true;  // false: every sequence walks its own table, shared or not (same bits)
 };
 
@@ -79,6 +81,8 @@ class WorkPlan {
   // The kernel, the items, and the cost model's figures for what was chosen and what was not; for people and
   // tests.
   std::string explain() const;
+  // Of memory that the plan holds, its rows' fields included.
+  int64_t bytes() const;
 
   // One tile for a run of the item's rows.
   struct Step {
@@ -94,7 +98,8 @@ class WorkPlan {
   // the state at partial rows [partial, partial + rows).
   struct Item {
     int32_t first_row, rows;
-    int32_t first_step, steps;
+    int32_t first_step, steps;  // first_step -1: dense, and these say what the steps are:
+    int32_t first_tile, first_block, end_key;
     int32_t partial;  // -1: none
     int64_t cost;
   };
@@ -116,6 +121,11 @@ class WorkPlan {
   struct Reads {
     std::atomic<uint64_t> all{0}, shared{0};
   };
+  Step step_of(const Item& item, int32_t i) const {
+    if (item.first_step >= 0) return steps_[static_cast<size_t>(item.first_step + i)];
+    const int32_t tile = item.first_tile + i, left = item.end_key - tile * kKeyTile;
+    return {0, item.rows, tile, item.first_block + i, left < kKeyTile ? left : kKeyTile, 1};
+  }
 
   const TileKernel* kernel_ = nullptr;
   int heads_ = 0, kv_heads_ = 0, head_dim_ = 0;
@@ -123,8 +133,8 @@ class WorkPlan {
   Mask mask_;
   // Per row of the plan (a token and a head of the group), the group innermost.
   std::vector<int32_t> batch_row_, position_, first_key_, end_key_;
-  std::vector<Step> steps_;
-  std::vector<Item> items_;  // dearest first
+  std::vector<Step> steps_;  // of items that are not dense
+  std::vector<Item> items_;  // dearest first, in each worker's part of them
   std::vector<SplitToken> split_tokens_;
   std::vector<int32_t> partial_rows_;  // first partial row of (split token, segment)
   int32_t partials_ = 0;               // partial rows of one kv head

@@ -17,11 +17,14 @@ namespace tessera::attention {
 namespace {
 
 // Rows of q and o lie heads * dim elements apart, which no hardware prefetcher follows: without this, reading
-// and writing them took a tenth of a short call.
-constexpr int32_t kRowsAhead = 6;
+// and writing them took a tenth of a short call. (Fetching them while the item before is walked gained
+// nothing more.)
+constexpr int32_t kRowsAhead = 8;
 template <int for_writing>
 void touch(const char* row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, for_writing);
+  // A row need not begin with a cache line.
+  const char* line = row - reinterpret_cast<uintptr_t>(row) % 64;
+  for (; line < row + bytes; line += 64) __builtin_prefetch(line, for_writing);
 }
 
 MaskForm mask_form(const MaskTensor& mask) {
@@ -112,43 +115,75 @@ PlanRunner::Place PlanRunner::place_of(int32_t row) const {
   return {after - io_.cu_seqlens_q - 1, batch_row - after[-1]};
 }
 
+// Whole cache lines for each of m, l and o: an item of one segment walks them.
+int64_t PlanRunner::partial_rows() const {
+  return (int64_t{plan_.partials_} + 15) / 16 * 16;
+}
+
 StateRows PlanRunner::partial(int kv_head, int32_t row) const {
-  const int64_t rows = plan_.partials_;
+  const int64_t rows = partial_rows();
   float* m = partials_ + int64_t{kv_head} * rows * (v_width_ + 2);
   return {m + row, m + rows + row, m + 2 * rows + int64_t{row} * v_width_};
 }
 
-// Elements before the row in q or o.
-int64_t PlanRunner::element_of(int32_t row, int kv_head, int64_t batch_stride, int64_t row_stride,
-                               int64_t head_stride) const {
+// Calls ahead(row, at) for rows 0 to `rows` - 1 of those from first_row on, kRowsAhead before use(row, at).
+template <typename Ahead, typename Use>
+void PlanRunner::each_row(int32_t first_row, int32_t rows, int kv_head, Ahead&& ahead, Use&& use) const {
+  RowAt ring[kRowsAhead];
+  RowAt at{};
+  int64_t last = -2;  // row of the batch that `at` is of
+  int g = 0;
+  for (int32_t row = 0; row < rows + kRowsAhead; ++row) {
+    if (row >= kRowsAhead) use(row - kRowsAhead, ring[row % kRowsAhead]);
+    if (row >= rows) continue;
+    const int64_t batch_row = plan_.batch_row_[static_cast<size_t>(first_row + row)];
+    if (batch_row != last) {
+      // Rows mostly follow each other: a division for each would cost as much as its conversion.
+      if (batch_row == last + 1 && at.token + 1 < io_.seqlen) {
+        ++at.token;
+      } else {
+        at.batch = batch_row / io_.seqlen;
+        at.token = batch_row % io_.seqlen;
+      }
+      last = batch_row;
+    }
+    at.head = int64_t{kv_head} * group_ + g;
+    if (++g == group_) g = 0;
+    ring[row % kRowsAhead] = at;
+    ahead(row, at);
+  }
+}
+
+PlanRunner::RowAt PlanRunner::row_at(int32_t row, int kv_head) const {
   const int64_t batch_row = plan_.batch_row_[static_cast<size_t>(row)];
-  const int64_t head = int64_t{kv_head} * group_ + row % group_;
-  return batch_row / io_.seqlen * batch_stride + batch_row % io_.seqlen * row_stride + head * head_stride;
+  return {batch_row / io_.seqlen, batch_row % io_.seqlen, int64_t{kv_head} * group_ + row % group_};
 }
 
-const char* PlanRunner::query(int32_t row, int kv_head) const {
-  return static_cast<const char*>(io_.q.data) +
-         element_of(row, kv_head, io_.q.batch_stride, io_.q.row_stride, io_.q.head_stride) * element_bytes_;
+const char* PlanRunner::query(const RowAt& at) const {
+  const Strided<const void*>& q = io_.q;
+  return static_cast<const char*>(q.data) +
+         (at.batch * q.batch_stride + at.token * q.row_stride + at.head * q.head_stride) * element_bytes_;
 }
 
-char* PlanRunner::output(int32_t row, int kv_head) const {
-  return static_cast<char*>(io_.o.data) +
-         element_of(row, kv_head, io_.o.batch_stride, io_.o.row_stride, io_.o.head_stride) * element_bytes_;
+char* PlanRunner::output(const RowAt& at) const {
+  const Strided<void*>& o = io_.o;
+  return static_cast<char*>(o.data) +
+         (at.batch * o.batch_stride + at.token * o.row_stride + at.head * o.head_stride) * element_bytes_;
 }
 
-void PlanRunner::pack_row(int32_t row, int kv_head, void* packed) const {
+void PlanRunner::pack_row(const RowAt& at, void* packed) const {
   const float scale = static_cast<float>(problem_.scale * kLog2e);
   if (io_.dtype == DType::f32) {
-    kernel_.pack_query(reinterpret_cast<const float*>(query(row, kv_head)), problem_.head_dim, scale, packed);
+    kernel_.pack_query(reinterpret_cast<const float*>(query(at)), problem_.head_dim, scale, packed);
     return;
   }
   float wide[256];
-  convert_.widen(io_.dtype, query(row, kv_head), problem_.head_dim, wide);
+  convert_.widen(io_.dtype, query(at), problem_.head_dim, wide);
   kernel_.pack_query(wide, problem_.head_dim, scale, packed);
 }
 
-void PlanRunner::write_row(int32_t row, int kv_head, const StateRows& total) const {
-  char* to = output(row, kv_head);
+void PlanRunner::write_row(const RowAt& at, const StateRows& total) const {
+  char* to = output(at);
   const float keep = problem_.dropout.p > 0 ? problem_.dropout.scale() : 1.0f;
   if (io_.dtype == DType::f32 && keep == 1.0f) {
     kernel_.finish(total, problem_.v_head_dim, reinterpret_cast<float*>(to));
@@ -164,20 +199,18 @@ void PlanRunner::write_row(int32_t row, int kv_head, const StateRows& total) con
   }
   if (io_.lse != nullptr) {
     const double l = *total.l;
-    const int64_t batch_row = plan_.batch_row_[static_cast<size_t>(row)];
-    const int64_t batch = batch_row / io_.seqlen, token = batch_row % io_.seqlen;
-    const int64_t head = int64_t{kv_head} * group_ + row % group_;
-    io_.lse[(batch * problem_.heads + head) * io_.seqlen + token] =
+    io_.lse[(at.batch * problem_.heads + at.head) * io_.seqlen + at.token] =
         l == 0 ? -INFINITY : static_cast<float>(*total.m * kLn2 + std::log(l));
   }
 }
 
 void PlanRunner::write_rows(int32_t first_row, int32_t rows, int kv_head, const StateRows& total) const {
   const int64_t row_bytes = element_bytes_ * problem_.v_head_dim;
-  for (int32_t row = 0; row < rows; ++row) {
-    if (row + kRowsAhead < rows) touch<1>(output(first_row + row + kRowsAhead, kv_head), row_bytes);
-    write_row(first_row + row, kv_head, {total.m + row, total.l + row, total.o + int64_t{row} * v_width_});
-  }
+  each_row(
+      first_row, rows, kv_head, [&](int32_t, const RowAt& at) { touch<1>(output(at), row_bytes); },
+      [&](int32_t row, const RowAt& at) {
+        write_row(at, {total.m + row, total.l + row, total.o + int64_t{row} * v_width_});
+      });
 }
 
 // The pair that unit (item, kv head) number `unit` begins with, or null: what follows is worth prefetching
@@ -185,14 +218,23 @@ void PlanRunner::write_rows(int32_t first_row, int32_t rows, int kv_head, const 
 const char* PlanRunner::first_pair(int64_t unit) const {
   const size_t index = static_cast<size_t>(unit / plan_.kv_heads_);
   if (index >= plan_.items_.size() || plan_.items_[index].steps == 0) return nullptr;
-  const WorkPlan::Step& step = plan_.steps_[static_cast<size_t>(plan_.items_[index].first_step)];
+  const WorkPlan::Step step = plan_.step_of(plan_.items_[index], 0);
   return storage_.pair(layer_, step.block, static_cast<int>(unit % plan_.kv_heads_));
 }
 
-void PlanRunner::clear(const StateRows& state, int32_t rows, int sums) const {
-  for (int32_t row = 0; row < rows; ++row) state.m[row] = kNoMaximum;
-  std::memset(state.l, 0, sizeof(float) * static_cast<size_t>(rows) * static_cast<size_t>(sums));
-  std::memset(state.o, 0, sizeof(float) * static_cast<size_t>(rows) * static_cast<size_t>(v_width_));
+// Of a total the kernels read o only when l says that there is something.
+void PlanRunner::clear_total(const StateRows& total, int32_t rows) const {
+  for (int32_t row = 0; row < rows; ++row) {
+    total.m[row] = kNoMaximum;
+    total.l[row] = 0;
+  }
+}
+
+void PlanRunner::clear_segment(const StateRows& segment, int32_t rows) const {
+  const size_t count = static_cast<size_t>(rows);
+  std::fill_n(segment.m, count, kNoMaximum);
+  std::memset(segment.l, 0, sizeof(float) * count * kSumLanes);
+  std::memset(segment.o, 0, sizeof(float) * count * static_cast<size_t>(v_width_));
 }
 
 void PlanRunner::start_features(int32_t first_row, int32_t rows, int kv_head, const Scratch& scratch) const {
@@ -232,15 +274,17 @@ void PlanRunner::start_features(int32_t first_row, int32_t rows, int kv_head, co
   }
 }
 
-// Packs q of the rows and names what the kernel reads of them. The segment state is scratch's, cleared.
-ItemRows PlanRunner::start_rows(int32_t first_row, int32_t rows, int kv_head, const Scratch& scratch) const {
+// Packs q of the rows and names what the kernel reads of them. Clears the segment state.
+ItemRows PlanRunner::start_rows(int32_t first_row, int32_t rows, int kv_head, const StateRows& segment,
+                                const Scratch& scratch) const {
   const int64_t query_bytes = kernel_.query_bytes(problem_.head_dim);
-  clear(scratch.segment, rows, kSumLanes);
+  clear_segment(segment, rows);
   const int64_t row_bytes = element_bytes_ * problem_.head_dim;
-  for (int32_t row = 0; row < rows; ++row) {
-    if (row + kRowsAhead < rows) touch<0>(query(first_row + row + kRowsAhead, kv_head), row_bytes);
-    pack_row(first_row + row, kv_head, scratch.q + row * query_bytes);
-    if (problem_.alibi_slopes != nullptr) {
+  each_row(
+      first_row, rows, kv_head, [&](int32_t, const RowAt& at) { touch<0>(query(at), row_bytes); },
+      [&](int32_t row, const RowAt& at) { pack_row(at, scratch.q + row * query_bytes); });
+  if (problem_.alibi_slopes != nullptr) {
+    for (int32_t row = 0; row < rows; ++row) {
       int64_t at = int64_t{kv_head} * group_ + (first_row + row) % group_;
       if (problem_.alibi_batch_stride > 0)
         at += place_of(first_row + row).sequence * problem_.alibi_batch_stride;
@@ -256,7 +300,7 @@ ItemRows PlanRunner::start_rows(int32_t first_row, int32_t rows, int kv_head, co
   item.position = plan_.position_.data() + first_row;
   item.slope = problem_.alibi_slopes != nullptr ? scratch.slope : nullptr;
   item.softcap = static_cast<float>(problem_.softcap * kLog2e);
-  item.segment = scratch.segment;
+  item.segment = segment;
   item.scratch = scratch.kernel;
   if (featured_) {
     start_features(first_row, rows, kv_head, scratch);
@@ -266,32 +310,36 @@ ItemRows PlanRunner::start_rows(int32_t first_row, int32_t rows, int kv_head, co
 }
 
 bool PlanRunner::segment_ends(const WorkPlan::Item& item, int32_t step) const {
-  const WorkPlan::Step* steps = plan_.steps_.data() + item.first_step;
-  return step + 1 == item.steps ||
-         steps[step + 1].tile / kTilesPerSegment != steps[step].tile / kTilesPerSegment;
+  return step + 1 == item.steps || plan_.step_of(item, step + 1).tile / kTilesPerSegment !=
+                                       plan_.step_of(item, step).tile / kTilesPerSegment;
 }
 
 void PlanRunner::run_item(int64_t unit, const Scratch& scratch) {
   const WorkPlan::Item& item = plan_.items_[static_cast<size_t>(unit / plan_.kv_heads_)];
   const int kv_head = static_cast<int>(unit % plan_.kv_heads_);
   const StateRows total = item.partial < 0 ? scratch.total : partial(kv_head, item.partial);
-  clear(total, item.rows, 1);
-  const ItemRows rows = start_rows(item.first_row, item.rows, kv_head, scratch);
+  clear_total(total, item.rows);
+  // One segment's output grows where it is wanted.
+  StateRows segment = scratch.segment;
+  if (item.steps > 0 && plan_.step_of(item, 0).tile / kTilesPerSegment ==
+                            plan_.step_of(item, item.steps - 1).tile / kTilesPerSegment) {
+    segment.o = total.o;
+  }
+  const ItemRows rows = start_rows(item.first_row, item.rows, kv_head, segment, scratch);
   const auto walk = featured_ ? kernel_.walk_featured : kernel_.walk;
 
   uint64_t shared = 0;
-  const WorkPlan::Step* steps = plan_.steps_.data() + item.first_step;
   for (int32_t i = 0; i < item.steps; ++i) {
-    const WorkPlan::Step& step = steps[i];
+    const WorkPlan::Step step = plan_.step_of(item, i);
     TilePair tile{};
     tile.data = storage_.pair(layer_, step.block, kv_head);
-    tile.next =
-        i + 1 < item.steps ? storage_.pair(layer_, steps[i + 1].block, kv_head) : first_pair(unit + 1);
+    tile.next = i + 1 < item.steps ? storage_.pair(layer_, plan_.step_of(item, i + 1).block, kv_head)
+                                   : first_pair(unit + 1);
     tile.first_key = int64_t{step.tile} * kKeyTile;
     tile.valid = step.valid;
     walk(rows, step.first_row, step.rows, tile);
     shared += step.sequences > 1;
-    if (segment_ends(item, i)) kernel_.fold(total, scratch.segment, item.rows, v_width_);
+    if (segment_ends(item, i)) kernel_.fold(total, segment, item.rows, v_width_);
   }
   plan_.reads_->all.fetch_add(static_cast<uint64_t>(item.steps), std::memory_order_relaxed);
   plan_.reads_->shared.fetch_add(shared, std::memory_order_relaxed);
@@ -307,8 +355,8 @@ void PlanRunner::run_sequence(const WorkPlan::Item* items, size_t count, int kv_
   const auto state_at = [&](const StateRows& state, int32_t row, int sums) {
     return StateRows{state.m + row, state.l + int64_t{row} * sums, state.o + int64_t{row} * v_width_};
   };
-  clear(scratch.total, row_count, 1);
-  const ItemRows rows = start_rows(first_row, row_count, kv_head, scratch);
+  clear_total(scratch.total, row_count);
+  const ItemRows rows = start_rows(first_row, row_count, kv_head, scratch.segment, scratch);
   const auto walk = featured_ ? kernel_.walk_featured : kernel_.walk;
   std::vector<int32_t> next(count, 0);  // step of each item
   uint64_t reads = 0;
@@ -316,14 +364,14 @@ void PlanRunner::run_sequence(const WorkPlan::Item* items, size_t count, int kv_
     int32_t tile = INT32_MAX;
     for (size_t i = 0; i < count; ++i) {
       if (next[i] < items[i].steps) {
-        tile = std::min(tile, plan_.steps_[static_cast<size_t>(items[i].first_step + next[i])].tile);
+        tile = std::min(tile, plan_.step_of(items[i], next[i]).tile);
       }
     }
     if (tile == INT32_MAX) break;
     for (size_t i = 0; i < count; ++i) {
       const WorkPlan::Item& item = items[i];
       if (next[i] == item.steps) continue;
-      const WorkPlan::Step& step = plan_.steps_[static_cast<size_t>(item.first_step + next[i])];
+      const WorkPlan::Step step = plan_.step_of(item, next[i]);
       if (step.tile != tile) continue;
       TilePair pair{};
       pair.data = storage_.pair(layer_, step.block, kv_head);
@@ -372,22 +420,22 @@ void PlanRunner::run_keys_outside() {
 
 void PlanRunner::fold_split_token(const WorkPlan::SplitToken& token, int kv_head, const Scratch& scratch) {
   const StateRows total = scratch.total;
+  RowAt at = row_at(token.first_row, kv_head);
   for (int g = 0; g < group_; ++g) {
-    *total.m = kNoMaximum;
-    *total.l = 0;
-    std::memset(total.o, 0, sizeof(float) * static_cast<size_t>(v_width_));
+    clear_total(total, 1);
     for (int32_t i = 0; i < token.partials; ++i) {
       const int32_t row = plan_.partial_rows_[static_cast<size_t>(token.first_partial + i)] + g;
       kernel_.fold_part(total, partial(kv_head, row), v_width_);
     }
-    write_row(token.first_row + g, kv_head, total);
+    write_row(at, total);
+    ++at.head;
   }
 }
 
 void PlanRunner::run() {
   const int64_t kv_heads = plan_.kv_heads_;
   if (plan_.partials_ > 0) {
-    const int64_t bytes = kv_heads * plan_.partials_ * (v_width_ + 2) * 4;
+    const int64_t bytes = kv_heads * partial_rows() * (v_width_ + 2) * 4;
     partials_ = static_cast<float*>(context_.workspace(0).get(kSharedSlot, static_cast<size_t>(bytes)));
   }
   const auto run_items = [&](int64_t begin, int64_t end, int worker) {

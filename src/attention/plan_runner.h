@@ -38,23 +38,31 @@ class PlanRunner {
   struct Place {
     int64_t sequence, row;
   };
+  // A row of q and o: of the batch axis, and the head.
+  struct RowAt {
+    int64_t batch, token, head;
+  };
   Place place_of(int32_t row) const;
+  template <typename Ahead, typename Use>
+  void each_row(int32_t first_row, int32_t rows, int kv_head, Ahead&& ahead, Use&& use) const;
   const char* first_pair(int64_t unit) const;
-  ItemRows start_rows(int32_t first_row, int32_t rows, int kv_head, const Scratch& scratch) const;
+  ItemRows start_rows(int32_t first_row, int32_t rows, int kv_head, const StateRows& segment,
+                      const Scratch& scratch) const;
   void start_features(int32_t first_row, int32_t rows, int kv_head, const Scratch& scratch) const;
-  void clear(const StateRows& state, int32_t rows, int sums) const;
+  void clear_total(const StateRows& total, int32_t rows) const;
+  void clear_segment(const StateRows& segment, int32_t rows) const;
   void run_item(int64_t unit, const Scratch& scratch);
   void run_sequence(const WorkPlan::Item* items, size_t count, int kv_head, const Scratch& scratch);
   bool segment_ends(const WorkPlan::Item& item, int32_t step) const;
   void fold_split_token(const WorkPlan::SplitToken& token, int kv_head, const Scratch& scratch);
-  void pack_row(int32_t row, int kv_head, void* packed) const;
-  void write_row(int32_t row, int kv_head, const StateRows& total) const;
+  void pack_row(const RowAt& at, void* packed) const;
+  void write_row(const RowAt& at, const StateRows& total) const;
   void write_rows(int32_t first_row, int32_t rows, int kv_head, const StateRows& total) const;
-  int64_t element_of(int32_t row, int kv_head, int64_t batch_stride, int64_t row_stride,
-                     int64_t head_stride) const;
-  const char* query(int32_t row, int kv_head) const;
-  char* output(int32_t row, int kv_head) const;
+  RowAt row_at(int32_t row, int kv_head) const;
+  const char* query(const RowAt& at) const;
+  char* output(const RowAt& at) const;
   Scratch scratch_of(int worker, int64_t rows) const;
+  int64_t partial_rows() const;
   StateRows partial(int kv_head, int32_t row) const;
 
   Context& context_;

@@ -18,10 +18,17 @@
 namespace tessera::attention {
 inline namespace TESSERA_SIMD_NAMESPACE {
 
-// merge of one row into `total`: part_l is the part's whole sum. v_width is a multiple of 16.
+// merge of one row into `total`: part_l is the part's whole sum. v_width is a multiple of 16. A total with l
+// = 0 is the identity, whatever its o holds.
 TESSERA_VEC void merge_row(float* total_m, float* total_l, float* total_o, float part_m, float part_l,
                            const float* part_o, int v_width) {
   using namespace simd;
+  if (*total_l == 0) {
+    *total_m = part_m;
+    *total_l = part_l;
+    for (int d = 0; d < v_width; d += kLanes) store(total_o + d, load(part_o + d));
+    return;
+  }
   const float m = *total_m > part_m ? *total_m : part_m;
   const F32 keep = exp2(set1(*total_m - m));
   const F32 take = exp2(set1(part_m - m));

@@ -117,7 +117,7 @@ class PlanBuilder {
     const int64_t keys = keys_of(sequence);
     TESSERA_CHECK(sequence.rows >= 0 && sequence.first_row >= 0 && keys <= INT32_MAX);
     const int32_t most = std::max(1, slice_rows_ / group_);
-    const bool stackable = int64_t{sequence.rows} * group_ <= kStackRows;
+    const bool stackable = !options_.dense && int64_t{sequence.rows} * group_ <= kStackRows;
     for (int32_t first = 0; first < sequence.rows; first += most) {
       Slice slice{};
       slice.sequence = &sequence;
@@ -125,13 +125,17 @@ class PlanBuilder {
       slice.tokens = std::min(most, sequence.rows - first);
       slice.stackable = stackable;
       // A tile is needed when some row sees a key of it; the rows' windows overlap or follow each other.
+      // Outside trees they only move on, so that the outermost rows that see anything say it all.
       int32_t from = INT32_MAX, to = 0;
-      for (int32_t token = 0; token < slice.tokens; ++token) {
+      const auto look = [&](int32_t token) {
         const Range seen = visible_keys(sequence, first + token, plan_.mask_);
-        if (seen.first == seen.end) continue;
+        if (seen.first == seen.end) return false;
         from = std::min(from, seen.first);
         to = std::max(to, seen.end);
-      }
+        return sequence.tree_keys == 0;
+      };
+      for (int32_t token = 0; token < slice.tokens && !look(token); ++token) continue;
+      for (int32_t token = slice.tokens - 1; token > 0 && !look(token); --token) continue;
       if (to > 0) {
         slice.end_key = to;
         slice.first_tile = from / kKeyTile;
@@ -164,15 +168,22 @@ class PlanBuilder {
     for (Slice& slice : slices_) {
       slice.first_token = token;
       token += slice.tokens;
+    }
+    const size_t rows = static_cast<size_t>(token) * static_cast<size_t>(group_);
+    for (auto* field : {&plan_.batch_row_, &plan_.position_, &plan_.first_key_, &plan_.end_key_}) {
+      field->resize(rows);
+    }
+    size_t row = 0;
+    for (const Slice& slice : slices_) {
       const PagedSequence& sequence = *slice.sequence;
       for (int32_t t = 0; t < slice.tokens; ++t) {
         const auto position = static_cast<int32_t>(position_of(sequence, slice.first + t));
         const Range seen = visible_keys(sequence, slice.first + t, plan_.mask_);
-        for (int g = 0; g < group_; ++g) {
-          plan_.batch_row_.push_back(sequence.first_row + slice.first + t);
-          plan_.position_.push_back(position);
-          plan_.first_key_.push_back(seen.first);
-          plan_.end_key_.push_back(seen.end);
+        for (int g = 0; g < group_; ++g, ++row) {
+          plan_.batch_row_[row] = sequence.first_row + slice.first + t;
+          plan_.position_[row] = position;
+          plan_.first_key_[row] = seen.first;
+          plan_.end_key_[row] = seen.end;
         }
       }
     }
@@ -217,16 +228,39 @@ class PlanBuilder {
     return tiles.end == 0 ? Range{0, 0} : tiles;
   }
 
-  WorkPlan::Item make_item(const Candidate& c, size_t a, size_t b, size_t first_step, int32_t partial) const {
+  // What walking tiles [from, to) for slices [a, b) costs; a dense group is one slice, whose steps follow
+  // from its tiles.
+  int64_t cost_of(size_t a, size_t b, Range tiles, std::vector<WorkPlan::Step>& steps) const {
+    const size_t first = steps.size();
+    int64_t cost = 1;
+    if (options_.dense) return cost + (tiles.end - tiles.first) * step_cost(slices_[a].tokens * group_);
+    add_steps(a, b, tiles.first, tiles.end, steps);
+    for (size_t i = first; i < steps.size(); ++i) cost += step_cost(steps[i].rows);
+    return cost;
+  }
+
+  // Adds an item of slices [a, b) over `tiles`; partial: see WorkPlan::Item.
+  const WorkPlan::Item& add_item(size_t a, size_t b, Range tiles, int32_t partial, Candidate& c) const {
+    const Slice& slice = slices_[a];
+    if (options_.dense) {
+      TESSERA_CHECK(b == a + 1);
+      tiles = {std::max(tiles.first, slice.first_tile), std::min(tiles.end, slice.end_tile)};
+    }
     WorkPlan::Item item{};
-    item.first_row = slices_[a].first_token * group_;
-    item.rows = (slices_[b - 1].first_token + slices_[b - 1].tokens - slices_[a].first_token) * group_;
-    item.first_step = static_cast<int32_t>(first_step);
-    item.steps = static_cast<int32_t>(c.steps.size() - first_step);
+    item.first_row = slice.first_token * group_;
+    item.rows = (slices_[b - 1].first_token + slices_[b - 1].tokens - slice.first_token) * group_;
+    item.first_step = static_cast<int32_t>(c.steps.size());
     item.partial = partial;
-    item.cost = 1;
-    for (size_t i = first_step; i < c.steps.size(); ++i) item.cost += step_cost(c.steps[i].rows);
-    return item;
+    item.cost = cost_of(a, b, tiles, c.steps);
+    item.steps = static_cast<int32_t>(c.steps.size()) - item.first_step;
+    if (options_.dense) {
+      item.first_step = -1;
+      item.steps = tiles.end - tiles.first;
+      item.first_tile = tiles.first;
+      item.first_block = item.steps > 0 ? slice.sequence->blocks[tiles.first] : 0;
+      item.end_key = slice.end_key;
+    }
+    return c.items.emplace_back(item);
   }
 
   // One item for each segment and each set of slices that is connected inside it.
@@ -247,15 +281,12 @@ class PlanBuilder {
                slices_[end].first_tile < to) {
           ++end;
         }
-        const size_t first_step = c.steps.size();
-        add_steps(i, end, from, to, c.steps);
-        const WorkPlan::Item item = make_item(c, i, end, first_step, c.partials);
+        const WorkPlan::Item item = add_item(i, end, {from, to}, c.partials, c);
         for (int32_t token = 0; token < item.rows / group_; ++token) {
           partials[static_cast<size_t>(slices_[i].first_token - first_token + token)].push_back(
               c.partials + token * group_);
         }
         c.partials += item.rows;
-        c.items.push_back(item);
         i = end;
       }
     }
@@ -284,12 +315,9 @@ class PlanBuilder {
     for (const Range& group : groups) {
       const Range tiles = tiles_of(static_cast<size_t>(group.first), static_cast<size_t>(group.end));
       c.steps.clear();
-      add_steps(static_cast<size_t>(group.first), static_cast<size_t>(group.end), tiles.first, tiles.end,
-                c.steps);
-      int64_t cost = 1;
-      for (const WorkPlan::Step& step : c.steps) cost += step_cost(step.rows);
-      costs.push_back(cost);
-      total += cost;
+      costs.push_back(
+          cost_of(static_cast<size_t>(group.first), static_cast<size_t>(group.end), tiles, c.steps));
+      total += costs.back();
     }
     c.steps.clear();
     const int64_t share = total * plan_.kv_heads_ / options_.threads;
@@ -306,9 +334,7 @@ class PlanBuilder {
         add_split_group(a, b, tiles, c);
         continue;
       }
-      const size_t first_step = c.steps.size();
-      add_steps(a, b, tiles.first, tiles.end, c.steps);
-      c.items.push_back(make_item(c, a, b, first_step, -1));
+      add_item(a, b, tiles, -1, c);
     }
     estimate(c);
     return c;
@@ -319,9 +345,9 @@ class PlanBuilder {
     for (const WorkPlan::Item& item : c.items) {
       e.cost += item.cost * plan_.kv_heads_;
       e.longest = std::max(e.longest, item.cost);
+      e.reads += int64_t{item.steps} * plan_.kv_heads_;
     }
     for (const WorkPlan::Step& step : c.steps) {
-      e.reads += plan_.kv_heads_;
       if (step.sequences > 1) e.shared_reads += plan_.kv_heads_;
     }
     e.makespan = std::max(e.longest, (e.cost + options_.threads - 1) / options_.threads);
@@ -360,6 +386,20 @@ class PlanBuilder {
     // Dearest first, so that what is left at the end is small.
     std::stable_sort(plan_.items_.begin(), plan_.items_.end(),
                      [](const WorkPlan::Item& a, const WorkPlan::Item& b) { return a.cost > b.cost; });
+    if (options_.dense && options_.threads > 1) deal();
+  }
+
+  // Causal items differ, and each worker owns a part of the list: dealt like cards, so that each part is a
+  // fair share that begins with the dearest, and what is stolen at the end is small.
+  void deal() {
+    std::vector<WorkPlan::Item> dealt;
+    dealt.reserve(plan_.items_.size());
+    for (size_t hand = 0; hand < static_cast<size_t>(options_.threads); ++hand) {
+      for (size_t i = hand; i < plan_.items_.size(); i += static_cast<size_t>(options_.threads)) {
+        dealt.push_back(plan_.items_[i]);
+      }
+    }
+    plan_.items_ = std::move(dealt);
   }
 
   WorkPlan& plan_;
@@ -388,6 +428,12 @@ WorkPlan::WorkPlan(std::span<const PagedSequence> sequences, const AttentionProb
   const Result<const TileKernel*> kernel = find(problem, kind);
   TESSERA_CHECK_MSG(kernel.ok(), kernel.status().message());
   kernel_ = *kernel;
+}
+
+int64_t WorkPlan::bytes() const {
+  const auto of = [](const auto& values) { return static_cast<int64_t>(values.size() * sizeof values[0]); };
+  return of(batch_row_) + of(position_) + of(first_key_) + of(end_key_) + of(steps_) + of(items_) +
+         of(split_tokens_) + of(partial_rows_);
 }
 
 std::string WorkPlan::explain() const {

@@ -1,5 +1,6 @@
 // What a WorkPlan reads, and what it says about it.
 #include <algorithm>
+#include <numeric>
 #include <set>
 
 #include "tests/attention/paged_fixture.h"
@@ -94,6 +95,27 @@ TEST(WorkPlan, CountsWhatTheKernelsRead) {
   run_step(context, problem, cache.storage, step, {}, &counters);
   EXPECT_EQ(counters.shared_block_reads, 2u * 4u);
   EXPECT_EQ(counters.block_reads, 2u * (4u + 3u + 4u));
+}
+
+// A plan of a caller's tensors holds no steps: twice the rows, twice the bytes.
+TEST(WorkPlan, DenseIsLinear) {
+  const AttentionProblem problem = make_problem(DType::f32, 4, 1, 16);
+  for (const int threads : {1, 2}) {
+    int64_t bytes[2];
+    for (const int i : {0, 1}) {
+      const int32_t rows = 65536 << i;
+      std::vector<int32_t> table(size_t(rows / kKeyTile));
+      std::iota(table.begin(), table.end(), 0);
+      const PagedSequence sequence = {0, rows, 0, table.data()};
+      const WorkPlan plan({&sequence, 1}, problem, {.threads = threads, .dense = true});
+      bytes[i] = plan.bytes();
+      // Row by row it would be rows^2 / 128 tiles; items of 48 tokens read each tile for all of them.
+      EXPECT_EQ(plan.planned_reads().block_reads, uint64_t(plan.unshared_reads()));
+      EXPECT_GT(plan.unshared_reads(), int64_t{rows} * rows / 64 / 48 / 2);
+    }
+    EXPECT_LT(bytes[1], int64_t{24} << 20) << "threads " << threads;
+    EXPECT_LT(bytes[1], 2 * bytes[0] + 4096) << "threads " << threads;
+  }
 }
 
 TEST(WorkPlan, EmptyStepsAndSequencesAreFine) {

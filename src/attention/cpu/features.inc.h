@@ -17,9 +17,10 @@ using namespace simd;
 inline constexpr float kHidden = -3e38f;
 inline constexpr float kLog2e = 0x1.715476p+0f;
 
-// Soft cap, then ALiBi. scores [kKeyTile] of one row.
-TESSERA_VEC void transform_scores(float* scores, const ItemRows& rows, int row, int64_t first_key) {
-  for (int key = 0; key < kKeyTile; key += kLanes) {
+// Soft cap, then ALiBi, of the first `keys` scores [kKeyTile] of one row; keys is a multiple of 16.
+TESSERA_VEC void transform_scores(float* scores, const ItemRows& rows, int row, int64_t first_key,
+                                  int keys = kKeyTile) {
+  for (int key = 0; key < keys; key += kLanes) {
     F32 s = load(scores + key);
     if (rows.softcap > 0) s = set1(rows.softcap) * tanh(s / set1(rows.softcap));
     if (rows.slope != nullptr) {

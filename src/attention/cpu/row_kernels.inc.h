@@ -12,46 +12,55 @@ namespace {
 using simd::F32;
 using simd::kLanes;
 
-// f16 has no partial load or store: the last lanes go through a buffer.
-inline F32 load_some_f16(const uint16_t* p, int n) {
-  if (n == kLanes) return simd::load_f16(p);
-  uint16_t whole[kLanes] = {};
-  for (int i = 0; i < n; ++i) whole[i] = p[i];
-  return simd::load_f16(whole);
-}
-inline void store_some_f16(uint16_t* p, F32 x, int n) {
-  if (n == kLanes) return simd::store_f16(p, x);
-  uint16_t whole[kLanes];
-  simd::store_f16(whole, x);
-  for (int i = 0; i < n; ++i) p[i] = whole[i];
-}
-
 inline int lanes_left(int count, int i) {
   return count - i < kLanes ? count - i : kLanes;
 }
 
+// Whole vectors without masks, then what is left: rows are short, and a mask costs as much as the rest.
+template <typename Load>
+void widen_with(int count, float* to, Load&& load_some) {
+  const int whole = count / kLanes * kLanes;
+  for (int i = 0; i < whole; i += kLanes) simd::store(to + i, load_some(i, kLanes));
+  if (whole < count) simd::store_n(to + whole, load_some(whole, count - whole), count - whole);
+}
+
+// f16 has no partial load or store: the last lanes go through a buffer.
 void widen(DType dtype, const void* from, int count, float* to) {
   const uint16_t* half = static_cast<const uint16_t*>(from);
-  for (int i = 0; i < count; i += kLanes) {
-    const int n = lanes_left(count, i);
-    const F32 x = dtype == DType::f32   ? simd::load_n(static_cast<const float*>(from) + i, n)
-                  : dtype == DType::f16 ? load_some_f16(half + i, n)
-                                        : simd::load_bf16_n(half + i, n);
-    simd::store_n(to + i, x, n);
+  const float* wide = static_cast<const float*>(from);
+  if (dtype == DType::f32) {
+    widen_with(count, to,
+               [&](int i, int n) { return n == kLanes ? simd::load(wide + i) : simd::load_n(wide + i, n); });
+  } else if (dtype == DType::bf16) {
+    widen_with(count, to, [&](int i, int n) {
+      return n == kLanes ? simd::load_bf16(half + i) : simd::load_bf16_n(half + i, n);
+    });
+  } else {
+    widen_with(count, to, [&](int i, int n) {
+      if (n == kLanes) return simd::load_f16(half + i);
+      uint16_t lanes[kLanes] = {};
+      for (int lane = 0; lane < n; ++lane) lanes[lane] = half[i + lane];
+      return simd::load_f16(lanes);
+    });
   }
 }
 
 void narrow(DType dtype, const float* from, int count, void* to) {
   uint16_t* half = static_cast<uint16_t*>(to);
-  for (int i = 0; i < count; i += kLanes) {
-    const int n = lanes_left(count, i);
-    const F32 x = simd::load_n(from + i, n);
-    if (dtype == DType::f32) {
-      simd::store_n(static_cast<float*>(to) + i, x, n);
-    } else if (dtype == DType::f16) {
-      store_some_f16(half + i, x, n);
-    } else {
-      simd::store_bf16_n(half + i, x, n);
+  const int whole = count / kLanes * kLanes, n = count - whole;
+  if (dtype == DType::f32) {
+    float* wide = static_cast<float*>(to);
+    for (int i = 0; i < whole; i += kLanes) simd::store(wide + i, simd::load(from + i));
+    if (n > 0) simd::store_n(wide + whole, simd::load_n(from + whole, n), n);
+  } else if (dtype == DType::bf16) {
+    for (int i = 0; i < whole; i += kLanes) simd::store_bf16(half + i, simd::load(from + i));
+    if (n > 0) simd::store_bf16_n(half + whole, simd::load_n(from + whole, n), n);
+  } else {
+    for (int i = 0; i < whole; i += kLanes) simd::store_f16(half + i, simd::load(from + i));
+    if (n > 0) {
+      uint16_t lanes[kLanes];
+      simd::store_f16(lanes, simd::load_n(from + whole, n));
+      for (int lane = 0; lane < n; ++lane) half[whole + lane] = lanes[lane];
     }
   }
 }

@@ -78,11 +78,12 @@ struct TileKernel {
   // The same with rows.features, which may not be null.
   void (*walk_featured)(const ItemRows& rows, int first_row, int count, const TilePair& tile);
   // Folds the segment state of `rows` rows (l: kSumLanes sums) into `total` (l: one sum) and sets it to the
-  // identity.
+  // identity. A total with l = 0 is the identity, whatever its o holds. When total.o is segment.o, the
+  // segment is the whole: o stays where it is, and the segment is left as it is.
   void (*fold)(const StateRows& total, const StateRows& segment, int rows, int v_width);
   // Folds `part` (l: one sum) into `total`, for one row.
   void (*fold_part)(const StateRows& total, const StateRows& part, int v_width);
-  // out [v_head_dim] = o / l, or 0 when l is 0.
+  // out [v_head_dim] = o / l, or 0 when l is 0; o is not read then.
   void (*finish)(const StateRows& total, int v_head_dim, float* out);
 };
 

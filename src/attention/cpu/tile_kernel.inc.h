@@ -196,11 +196,12 @@ struct Scratch {
   uint8_t dropout[kRegisterRows * kKeyTile];           // bytes that decide
 };
 
-// scores [kKeyTile] of one row -> probabilities; moves the row's m, l and o when it must.
-template <class T, bool kMasked>
+// The first `keys` scores [kKeyTile] of one row -> probabilities; moves the row's m, l and o when it must.
+// Keys behind them are such as the row does not see: they would add zeros.
+template <class T, bool kMasked, int keys = kKeyTile>
 TESSERA_VEC void softmax_row(float* scores, uint16_t* rounded, const ItemRows& rows, int row,
                              int64_t first_key) {
-  constexpr int kVectors = kKeyTile / kLanes;
+  constexpr int kVectors = keys / kLanes;
   F32 s[kVectors];
 #pragma GCC unroll 16
   for (int n = 0; n < kVectors; ++n) s[n] = load(scores + n * kLanes);
@@ -221,10 +222,13 @@ TESSERA_VEC void softmax_row(float* scores, uint16_t* rounded, const ItemRows& r
   F32 l = load(sums);
   if (__builtin_expect(any(gt(top, set1(m + kLazyBound))), 0)) {
     const float moved = reduce_max(top);
-    const F32 factor = exp2(set1(m - moved));
-    l = l * factor;
-    float* o = rows.segment.o + int64_t{row} * rows.v_width;
-    for (int d = 0; d < rows.v_width; d += kLanes) store(o + d, load(o + d) * factor);
+    // A segment's first score moves m too, but there is nothing to scale.
+    if (m != kNoMaximum || any(gt(l, zero()))) {
+      const F32 factor = exp2(set1(m - moved));
+      l = l * factor;
+      float* o = rows.segment.o + int64_t{row} * rows.v_width;
+      for (int d = 0; d < rows.v_width; d += kLanes) store(o + d, load(o + d) * factor);
+    }
     rows.segment.m[row] = m = moved;
   }
   const F32 reference = set1(m);
@@ -248,6 +252,52 @@ TESSERA_VEC const uint16_t* probabilities(const Scratch& scratch, const uint16_t
   return scratch.rounded;
 }
 
+// Scores and probabilities of a register block of rows for the first `keys` keys of a tile, where no row sees
+// more of it (causal attention's last tile): the same bits as with all 64, for less.
+template <class T, int count, int keys>
+__attribute__((noinline)) void walk_some_keys(const typename T::A* q, const ItemRows& rows, int row,
+                                              const char* k, int64_t first_key) {
+  constexpr int kVectors = kLanes == 16 ? keys / kLanes : 2;
+  Scratch& scratch = *static_cast<Scratch*>(rows.scratch);
+  for (int key = 0; key < keys; key += kVectors * kLanes) {
+    multiply<T, count, kVectors, false, 0>(q, rows.head_dim, k + key * 4, kKeyTile * 4,
+                                           rows.head_dim / T::kDepth, false, scratch.scores + key, kKeyTile,
+                                           {});
+  }
+  for (int r = 0; r < count; ++r) {
+    float* scores = scratch.scores + r * kKeyTile;
+    if (rows.softcap > 0 || rows.slope != nullptr) transform_scores(scores, rows, row + r, first_key, keys);
+    softmax_row<T, true, keys>(scores, scratch.rounded + r * kKeyTile, rows, row + r, first_key);
+  }
+}
+
+// The same for all keys of a tile. whole: every row sees all of them.
+template <class T, int count, bool kPrefetch, bool kFeatured>
+TESSERA_VEC void walk_all_keys(const typename T::A* q, const ItemRows& rows, int row, const char* k,
+                               int64_t first_key, bool whole, const Stream& stream) {
+  Scratch& scratch = *static_cast<Scratch*>(rows.scratch);
+  constexpr int kVectors = register_columns(count);
+  constexpr int kColumns = kVectors * kLanes;
+  multiply<T, count, kVectors, false, kPrefetch ? kKeyTile * 4 : 0>(
+      q, rows.head_dim, k, kKeyTile * 4, rows.head_dim / T::kDepth, false, scratch.scores, kKeyTile, stream);
+  for (int key = kColumns; key < kKeyTile; key += kColumns) {
+    multiply<T, count, kVectors, false, 0>(q, rows.head_dim, k + key * 4, kKeyTile * 4,
+                                           rows.head_dim / T::kDepth, false, scratch.scores + key, kKeyTile,
+                                           stream);
+  }
+  for (int r = 0; r < count; ++r) {
+    float* scores = scratch.scores + r * kKeyTile;
+    uint16_t* rounded = scratch.rounded + r * kKeyTile;
+    if (rows.softcap > 0 || rows.slope != nullptr) transform_scores(scores, rows, row + r, first_key);
+    if constexpr (kFeatured) mask_scores(scores, rows, row + r, first_key);
+    if (whole) {
+      softmax_row<T, false>(scores, rounded, rows, row + r, first_key);
+    } else {
+      softmax_row<T, true>(scores, rounded, rows, row + r, first_key);
+    }
+  }
+}
+
 // One register block of rows against one tile. k, v: the tiles in T's form; v_bytes: bytes of a step of V.
 template <class T, int count, bool kPrefetch, bool kFeatured>
 __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const char* k, const char* v,
@@ -264,25 +314,17 @@ __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const c
   Scratch& scratch = *static_cast<Scratch*>(rows.scratch);
   using A = typename T::A;
   const A* q = static_cast<const A*>(rows.q) + int64_t{row} * rows.head_dim;
-  constexpr int kVectors = register_columns(count);
-  constexpr int kColumns = kVectors * kLanes;
-  multiply<T, count, kVectors, false, kPrefetch ? kKeyTile * 4 : 0>(
-      q, rows.head_dim, k, kKeyTile * 4, rows.head_dim / T::kDepth, false, scratch.scores, kKeyTile, stream);
-  for (int key = kColumns; key < kKeyTile; key += kColumns) {
-    multiply<T, count, kVectors, false, 0>(q, rows.head_dim, k + key * 4, kKeyTile * 4,
-                                           rows.head_dim / T::kDepth, false, scratch.scores + key, kKeyTile,
-                                           stream);
-  }
-  for (int r = 0; r < count; ++r) {
-    float* scores = scratch.scores + r * kKeyTile;
-    uint16_t* rounded = scratch.rounded + r * kKeyTile;
-    if (rows.softcap > 0 || rows.slope != nullptr) transform_scores(scores, rows, row + r, tile.first_key);
-    if constexpr (kFeatured) mask_scores(scores, rows, row + r, tile.first_key);
-    if (whole) {
-      softmax_row<T, false>(scores, rounded, rows, row + r, tile.first_key);
-    } else {
-      softmax_row<T, true>(scores, rounded, rows, row + r, tile.first_key);
-    }
+  // Element features look at all 64 scores.
+  constexpr int kQuarter = kKeyTile / 4;
+  const int64_t quarters = kFeatured ? 4 : (end - tile.first_key + kQuarter - 1) / kQuarter;
+  if (quarters == 1) {
+    walk_some_keys<T, count, kQuarter>(q, rows, row, k, tile.first_key);
+  } else if (quarters == 2) {
+    walk_some_keys<T, count, 2 * kQuarter>(q, rows, row, k, tile.first_key);
+  } else if (quarters == 3) {
+    walk_some_keys<T, count, 3 * kQuarter>(q, rows, row, k, tile.first_key);
+  } else {
+    walk_all_keys<T, count, kPrefetch, kFeatured>(q, rows, row, k, tile.first_key, whole, stream);
   }
   if constexpr (kFeatured) {
     if (rows.features->dropout != nullptr) {
@@ -296,6 +338,8 @@ __attribute__((noinline)) void walk_block(const ItemRows& rows, int row, const c
   const A* p = probabilities(scratch, static_cast<const A*>(nullptr));
   float* o = rows.segment.o + int64_t{row} * rows.v_width;
   const int64_t v_bytes = int64_t{rows.v_width} * 4;
+  constexpr int kVectors = register_columns(count);
+  constexpr int kColumns = kVectors * kLanes;
   int d = 0;
   for (; d + kColumns <= rows.v_width; d += kColumns) {
     multiply<T, count, kVectors, true, kPrefetch ? kColumns * 4 : 0>(
@@ -374,14 +418,18 @@ int64_t scratch_bytes(int head_dim, int v_width) {
 
 template <class T>
 void pack_query(const float* q, int head_dim, float scale, void* packed) {
-  for (int d = 0; d < head_dim; d += kLanes) {
-    const int n = head_dim - d < kLanes ? head_dim - d : kLanes;
-    const F32 scaled = load_n(q + d, n) * set1(scale);
-    if constexpr (T::kCoarse) {
-      store_bf16_n(static_cast<uint16_t*>(packed) + d, scaled, n);
-    } else {
-      store_n(static_cast<float*>(packed) + d, scaled, n);
-    }
+  const F32 by = set1(scale);
+  const int whole = head_dim / kLanes * kLanes;
+  if constexpr (T::kCoarse) {
+    uint16_t* to = static_cast<uint16_t*>(packed);
+    for (int d = 0; d < whole; d += kLanes) store_bf16(to + d, load(q + d) * by);
+    const int n = head_dim - whole;
+    if (n > 0) store_bf16_n(to + whole, load_n(q + whole, n) * by, n);
+  } else {
+    float* to = static_cast<float*>(packed);
+    for (int d = 0; d < whole; d += kLanes) store(to + d, load(q + d) * by);
+    const int n = head_dim - whole;
+    if (n > 0) store_n(to + whole, load_n(q + whole, n) * by, n);
   }
 }
 
@@ -425,9 +473,15 @@ void walk(const ItemRows& rows, int first_row, int count, const TilePair& tile) 
 }
 
 inline void fold(const StateRows& total, const StateRows& segment, int rows, int v_width) {
+  const bool in_place = total.o == segment.o;
   for (int row = 0; row < rows; ++row) {
     float* sums = segment.l + int64_t{row} * kSumLanes;
     float* o = segment.o + int64_t{row} * v_width;
+    if (in_place) {
+      total.m[row] = segment.m[row];
+      total.l[row] = reduce_add(load(sums));
+      continue;
+    }
     merge_row(total.m + row, total.l + row, total.o + int64_t{row} * v_width, segment.m[row],
               reduce_add(load(sums)), o, v_width);
     segment.m[row] = kNoMaximum;
@@ -442,12 +496,16 @@ inline void fold_part(const StateRows& total, const StateRows& part, int v_width
 
 inline void finish(const StateRows& total, int v_head_dim, float* out) {
   const float l = *total.l;
-  for (int d = 0; d < v_head_dim; d += kLanes) {
-    const int n = v_head_dim - d < kLanes ? v_head_dim - d : kLanes;
-    // + 0 turns -0 into 0: which zero an all-masked product left depends on how many keys were skipped.
-    const F32 o = l == 0 ? zero() : load(total.o + d) / set1(l) + zero();
-    store_n(out + d, o, n);
+  const int whole = v_head_dim / kLanes * kLanes, n = v_head_dim - whole;
+  if (l == 0) {
+    for (int d = 0; d < whole; d += kLanes) store(out + d, zero());
+    if (n > 0) store_n(out + whole, zero(), n);
+    return;
   }
+  // + 0 turns -0 into 0: which zero an all-masked product left depends on how many keys were skipped.
+  const F32 sum = set1(l);
+  for (int d = 0; d < whole; d += kLanes) store(out + d, load(total.o + d) / sum + zero());
+  if (n > 0) store_n(out + whole, load(total.o + whole) / sum + zero(), n);
 }
 
 template <class T>
