@@ -54,8 +54,10 @@ Result<StateWalk> StateWalk::create(int rows, int head_dim, int v_head_dim, cons
 std::vector<StateWalk::Row> StateWalk::take(int64_t first, int count, const float* k, const float* v,
                                             const std::vector<int32_t>& end) {
   const attention::KvFormat format{DType::f32, 1, head_dim_, v_head_dim_, attention::kKeyTile};
-  attention::pack_tile(format, reinterpret_cast<const char*>(k), int64_t{head_dim_} * 4,
-                       reinterpret_cast<const char*>(v), int64_t{v_head_dim_} * 4, count, pair_.as<char>());
+  attention::pack_tile(format,
+                       {DType::f32, reinterpret_cast<const char*>(k), int64_t{head_dim_} * 4,
+                        reinterpret_cast<const char*>(v), int64_t{v_head_dim_} * 4, 0, count},
+                       pair_.as<char>());
   std::vector<int32_t> first_key(static_cast<size_t>(rows_), static_cast<int32_t>(first)), end_key, position;
   for (int r = 0; r < rows_; ++r) {
     end_key.push_back(std::min(end[static_cast<size_t>(r)], static_cast<int32_t>(first) + count));

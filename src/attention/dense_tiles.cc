@@ -4,7 +4,6 @@
 #include <cstring>
 #include <numeric>
 
-#include "attention/cpu/row_kernels.h"
 #include "attention/execution.h"
 #include "attention/pack_tile.h"
 #include "attention/registry.h"
@@ -47,9 +46,8 @@ DenseTiles::DenseTiles(Context& context, const AttentionProblem& p, const Stride
   storage_ = KvStorage::over(format, 1, static_cast<int>(blocks), memory);
 
   const int64_t element = info(p.dtype).block_bytes;
-  const bool widen = p.dtype != format.dtype, check = may_hide_keys(p);
-  const RowKernels& rows = row_kernels();
-  const auto pack = [&](int64_t block, int64_t head, float* wide) {
+  const bool check = may_hide_keys(p);
+  const auto pack = [&](int64_t block, int64_t head) {
     const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), block);
     const int64_t batch = after - first_block_.begin() - 1;
     const SequenceView s = sequence_of(p, batch);
@@ -61,30 +59,16 @@ DenseTiles::DenseTiles(Context& context, const AttentionProblem& p, const Stride
                  element;
     };
     const char *from_k = at(k), *from_v = at(v);
-    int64_t k_bytes = k.row_stride * element, v_bytes = v.row_stride * element;
+    const int64_t k_bytes = k.row_stride * element, v_bytes = v.row_stride * element;
     char* pair = storage_.mutable_pair(0, static_cast<int>(block), static_cast<int>(head));
-    if (widen) {
-      float* wide_v = wide + int64_t{kKeyTile} * p.head_dim;
-      for (int key = 0; key < count; ++key) {
-        rows.widen(p.dtype, from_k + key * k_bytes, p.head_dim, wide + int64_t{key} * p.head_dim);
-        rows.widen(p.dtype, from_v + key * v_bytes, p.v_head_dim, wide_v + int64_t{key} * p.v_head_dim);
-      }
-      pack_tile(format, reinterpret_cast<const char*>(wide), int64_t{p.head_dim} * 4,
-                reinterpret_cast<const char*>(wide_v), int64_t{p.v_head_dim} * 4, count, pair);
-    } else {
-      pack_tile(format, from_k, k_bytes, from_v, v_bytes, count, pair);
-    }
+    pack_tile(format, {p.dtype, from_k, k_bytes, from_v, v_bytes, 0, count}, pair);
     for (int key = 0; check && key < count; ++key) {
       if (finite_row(p.dtype, from_v + key * v_bytes, p.v_head_dim)) continue;
       if (!any_row_sees(p, s, batch, head, first + key)) clear_v_row(format, key, pair);
     }
   };
-  context.pool.parallel_for(blocks * p.kv_heads, 4, [&](int64_t begin, int64_t end, int worker) {
-    const size_t bytes =
-        widen ? sizeof(float) * kKeyTile * static_cast<size_t>(p.head_dim + p.v_head_dim) : 0;
-    // The scratch slot is free until the plan runs.
-    float* wide = widen ? static_cast<float*>(context.workspace(worker).get(kScratchSlot, bytes)) : nullptr;
-    for (int64_t i = begin; i < end; ++i) pack(i / p.kv_heads, i % p.kv_heads, wide);
+  context.pool.parallel_for(blocks * p.kv_heads, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) pack(i / p.kv_heads, i % p.kv_heads);
   });
 }
 

@@ -5,11 +5,6 @@
 
 namespace tessera::attention {
 
-void pack_tile(const KvFormat& format, const char* k, int64_t k_row_bytes, const char* v, int64_t v_row_bytes,
-               int keys, char* pair) {
-  pack_tile(format, {format.dtype, k, k_row_bytes, v, v_row_bytes, 0, keys}, pair);
-}
-
 void pack_tile(const KvFormat& format, const TileRows& rows, char* pair) {
   const PackKernels& kernels = pack_kernels();
   const bool f16 = rows.dtype == DType::f16;

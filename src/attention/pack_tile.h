@@ -8,13 +8,8 @@
 
 namespace tessera::attention {
 
-// k, v: row r at k + r * k_row_bytes, v + r * v_row_bytes, elements of format.dtype, head_dim and v_head_dim
-// of them. Writes keys [0, keys) of the pair; what lies behind them stays as it is. REQUIRES: 1 <= keys <=
-// kKeyTile.
-void pack_tile(const KvFormat& format, const char* k, int64_t k_row_bytes, const char* v, int64_t v_row_bytes,
-               int keys, char* pair);
-
-// Some rows of a tile.
+// Some rows of a tile: row r at k + r * k_row_bytes and v + r * v_row_bytes, head_dim and v_head_dim elements
+// of them.
 struct TileRows {
   DType dtype;  // format.dtype, or f16 for a format of f32
   const char* k;
@@ -26,6 +21,8 @@ struct TileRows {
   const PackAhead* k_ahead = nullptr;  // fetched meanwhile
   const PackAhead* v_ahead = nullptr;
 };
+// Writes keys [first_key, first_key + keys) of the pair; what lies around them stays as it is. REQUIRES: 1 <=
+// keys, first_key + keys <= kKeyTile.
 void pack_tile(const KvFormat& format, const TileRows& rows, char* pair);
 
 }  // namespace tessera::attention

@@ -9,7 +9,8 @@
 // where B is the tile as stored: a step is one d (or key) in f32, a pair of them in bf16, and always 4 bytes
 // a column. With K or V in L1, a register tile of 6 x 4 vectors on AVX-512 (24 accumulators, 4 of B, 1
 // broadcast) makes 24 FMA from 10 loads; 8 x 2 and 12 x 2 were slower. AVX2 and scalar hold 6 x 2 and 4 x 2
-// in 16 registers.
+// in 16 registers. Taking the next block's scores between a block's softmax and its second product, so that
+// multiply-adds fill the gap, gained nothing on Zen 5.
 //
 // Lazy rescale: m moves only when one of the row's scores exceeds it by kLazyBound, to the largest score of
 // that tile. So p
