@@ -47,28 +47,65 @@ DenseTiles::DenseTiles(Context& context, const AttentionProblem& p, const Stride
 
   const int64_t element = info(p.dtype).block_bytes;
   const bool check = may_hide_keys(p);
-  const auto pack = [&](int64_t block, int64_t head) {
+  // Keys of block i / kv_heads for kv head i % kv_heads.
+  struct Source {
+    int64_t batch, first;  // key in the batch
+    int count;
+    const char *k, *v;
+  };
+  const int64_t units = blocks * p.kv_heads;
+  const int64_t k_bytes = k.row_stride * element, v_bytes = v.row_stride * element;
+  const auto source = [&](int64_t unit) {
+    const int64_t block = unit / p.kv_heads, head = unit % p.kv_heads;
     const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), block);
-    const int64_t batch = after - first_block_.begin() - 1;
-    const SequenceView s = sequence_of(p, batch);
-    const int64_t first = (block - after[-1]) * kKeyTile;
-    const int count = static_cast<int>(std::min<int64_t>(kKeyTile, s.keys - first));
+    Source from{};
+    from.batch = after - first_block_.begin() - 1;
+    from.first = (block - after[-1]) * kKeyTile;
+    const SequenceView s = sequence_of(p, from.batch);
+    from.count = static_cast<int>(std::min<int64_t>(kKeyTile, s.keys - from.first));
     const auto at = [&](const Strided<const void*>& t) {
       return static_cast<const char*>(t.data) +
-             (s.batch_axis * t.batch_stride + (s.first_key + first) * t.row_stride + head * t.head_stride) *
+             (s.batch_axis * t.batch_stride + (s.first_key + from.first) * t.row_stride +
+              head * t.head_stride) *
                  element;
     };
-    const char *from_k = at(k), *from_v = at(v);
-    const int64_t k_bytes = k.row_stride * element, v_bytes = v.row_stride * element;
-    char* pair = storage_.mutable_pair(0, static_cast<int>(block), static_cast<int>(head));
-    pack_tile(format, {p.dtype, from_k, k_bytes, from_v, v_bytes, 0, count}, pair);
-    for (int key = 0; check && key < count; ++key) {
-      if (finite_row(p.dtype, from_v + key * v_bytes, p.v_head_dim)) continue;
-      if (!any_row_sees(p, s, batch, head, first + key)) clear_v_row(format, key, pair);
+    from.k = at(k);
+    from.v = at(v);
+    return from;
+  };
+  // Rows lie kv_heads * dim elements apart, which no hardware prefetcher follows.
+  const auto ahead = [&](const char* at, int64_t row_bytes, int rows, int dim) {
+    const int64_t skew = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) % 64);
+    return PackAhead{at - skew, row_bytes, rows, static_cast<int>((skew + dim * element + 63) / 64)};
+  };
+  const auto pack = [&](int64_t unit, const Source& from, const Source* next) {
+    char* pair =
+        storage_.mutable_pair(0, static_cast<int>(unit / p.kv_heads), static_cast<int>(unit % p.kv_heads));
+    PackAhead next_k, next_v;
+    TileRows rows{p.dtype, from.k, k_bytes, from.v, v_bytes, 0, from.count};
+    if (next != nullptr) {
+      next_k = ahead(next->k, k_bytes, next->count, p.head_dim);
+      next_v = ahead(next->v, v_bytes, next->count, p.v_head_dim);
+      rows.k_ahead = &next_k;
+      rows.v_ahead = &next_v;
+    }
+    pack_tile(format, rows, pair);
+    for (int key = 0; check && key < from.count; ++key) {
+      if (finite_row(p.dtype, from.v + key * v_bytes, p.v_head_dim)) continue;
+      const SequenceView s = sequence_of(p, from.batch);
+      if (!any_row_sees(p, s, from.batch, unit % p.kv_heads, from.first + key)) {
+        clear_v_row(format, key, pair);
+      }
     }
   };
-  context.pool.parallel_for(blocks * p.kv_heads, 4, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) pack(i / p.kv_heads, i % p.kv_heads);
+  context.pool.parallel_for(units, 4, [&](int64_t begin, int64_t end, int) {
+    Source from = source(begin);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      Source next{};
+      if (unit + 1 < units) next = source(unit + 1);
+      pack(unit, from, unit + 1 < units ? &next : nullptr);
+      from = next;
+    }
   });
 }
 

@@ -319,13 +319,10 @@ void PlanRunner::run_item(int64_t unit, const Scratch& scratch) {
   const int kv_head = static_cast<int>(unit % plan_.kv_heads_);
   const StateRows total = item.partial < 0 ? scratch.total : partial(kv_head, item.partial);
   clear_total(total, item.rows);
-  // One segment's output grows where it is wanted.
-  StateRows segment = scratch.segment;
-  if (item.steps > 0 && plan_.step_of(item, 0).tile / kTilesPerSegment ==
-                            plan_.step_of(item, item.steps - 1).tile / kTilesPerSegment) {
-    segment.o = total.o;
-  }
-  const ItemRows rows = start_rows(item.first_row, item.rows, kv_head, segment, scratch);
+  // The first segment's output grows in the total, where it is wanted; those behind it have a place of their
+  // own.
+  const StateRows first = {scratch.segment.m, scratch.segment.l, total.o};
+  ItemRows rows = start_rows(item.first_row, item.rows, kv_head, first, scratch);
   const auto walk = featured_ ? kernel_.walk_featured : kernel_.walk;
 
   uint64_t shared = 0;
@@ -339,7 +336,11 @@ void PlanRunner::run_item(int64_t unit, const Scratch& scratch) {
     tile.valid = step.valid;
     walk(rows, step.first_row, step.rows, tile);
     shared += step.sequences > 1;
-    if (segment_ends(item, i)) kernel_.fold(total, segment, item.rows, v_width_);
+    if (!segment_ends(item, i)) continue;
+    kernel_.fold(total, rows.segment, item.rows, v_width_);
+    if (i + 1 == item.steps || rows.segment.o != total.o) continue;
+    rows.segment = scratch.segment;
+    clear_segment(rows.segment, item.rows);
   }
   plan_.reads_->all.fetch_add(static_cast<uint64_t>(item.steps), std::memory_order_relaxed);
   plan_.reads_->shared.fetch_add(shared, std::memory_order_relaxed);
