@@ -82,7 +82,7 @@ DenseTiles::DenseTiles(Context& context, const AttentionProblem& p, const Stride
     char* pair =
         storage_.mutable_pair(0, static_cast<int>(unit / p.kv_heads), static_cast<int>(unit % p.kv_heads));
     PackAhead next_k, next_v;
-    TileRows rows{p.dtype, from.k, k_bytes, from.v, v_bytes, 0, from.count};
+    PackRows rows{p.dtype, from.k, k_bytes, from.v, v_bytes, 0, from.count};
     if (next != nullptr) {
       next_k = ahead(next->k, k_bytes, next->count, p.head_dim);
       next_v = ahead(next->v, v_bytes, next->count, p.v_head_dim);

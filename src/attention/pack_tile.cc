@@ -5,7 +5,7 @@
 
 namespace tessera::attention {
 
-void pack_tile(const KvFormat& format, const TileRows& rows, char* pair) {
+void pack_tile(const KvFormat& format, const PackRows& rows, char* pair) {
   const PackKernels& kernels = pack_kernels();
   const bool f16 = rows.dtype == DType::f16;
   TESSERA_CHECK(rows.dtype == format.dtype || (f16 && format.dtype == DType::f32));

@@ -10,7 +10,7 @@ namespace tessera::attention {
 
 // Some rows of a tile: row r at k + r * k_row_bytes and v + r * v_row_bytes, head_dim and v_head_dim elements
 // of them.
-struct TileRows {
+struct PackRows {
   DType dtype;  // format.dtype, or f16 for a format of f32
   const char* k;
   int64_t k_row_bytes;
@@ -23,6 +23,6 @@ struct TileRows {
 };
 // Writes keys [first_key, first_key + keys) of the pair; what lies around them stays as it is. REQUIRES: 1 <=
 // keys, first_key + keys <= kKeyTile.
-void pack_tile(const KvFormat& format, const TileRows& rows, char* pair);
+void pack_tile(const KvFormat& format, const PackRows& rows, char* pair);
 
 }  // namespace tessera::attention

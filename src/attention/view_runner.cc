@@ -18,17 +18,24 @@ namespace {
 // Rows up to which segments may be divided; what packing a tile costs in rows of arithmetic.
 constexpr int kSplitRows = 64;
 constexpr int64_t kPackCost = 12;
+// Query rows of a kv head up to which tiles are read in place: transposing K anew for every register block of
+// rows is then cheaper than packing once.
+constexpr int kInPlaceRows = 12;
+// Query rows of all kv heads that a unit may take together when it reads in place.
+constexpr int64_t kUnitRows = 64;
 
 }  // namespace
 
 // One worker's memory for an item of up to most_rows rows.
 struct ViewRunner::Scratch {
-  void* kernel;
+  char* kernel;  // of each head
   char* pair;
   char* k_rows;  // [kKeyTile] rows as they are in the cache, gathered
   char* v_rows;
   char* q;
   StateRows segment, total;
+  ItemRows* heads;  // [unit_heads_]
+  RowRuns* runs;
   float* slope;
   int32_t *first_key, *end_key, *position;
 };
@@ -80,6 +87,7 @@ void ViewRunner::plan() {
       item.tokens = static_cast<int32_t>(tokens);
       item.first_tile = to > 0 ? static_cast<int32_t>(from / kKeyTile) : 0;
       item.end_tile = static_cast<int32_t>((to + kKeyTile - 1) / kKeyTile);
+      item.first_key = to > 0 ? static_cast<int32_t>(from) : 0;
       item.partial = whole ? -1 : -2;  // -2: never divided
       item.cost = 1 + (item.end_tile - item.first_tile) * (kPackCost + tokens * group_);
       items_.push_back(item);
@@ -107,27 +115,37 @@ void ViewRunner::plan() {
       partials_ += item.tokens * group_;
       ++split.parts;
       item.first_tile = item.end_tile;
+      item.first_key = item.first_tile * kKeyTile;
     }
     splits_.push_back(split);
   }
   items_ = std::move(divided);
   std::stable_sort(items_.begin(), items_.end(),
                    [](const Item& a, const Item& b) { return a.cost > b.cost; });
-  if (most_rows_ > kSplitRows || !view_.heads_inside_rows()) return;
-  // Few rows: reading is the cost, and the rows of all heads of a key lie in one page.
+  unit_heads_ = unit_heads();
+}
+
+// Few rows: reading is the cost, and the rows of all heads of a key lie in one page.
+int ViewRunner::unit_heads() const {
+  if (most_rows_ > kSplitRows || !view_.heads_inside_rows()) return 1;
+  const int threads = context_.pool.size();
   const int64_t enough = threads == 1 ? 1 : kItemsPerThread * threads;
-  unit_heads_ = static_cast<int>(std::clamp<int64_t>(
-      problem_.kv_heads * static_cast<int64_t>(items_.size()) / enough, 1, problem_.kv_heads));
+  const int64_t most = in_place(most_rows_)
+                           ? std::clamp<int64_t>(kUnitRows / std::max(most_rows_, 1), 1, problem_.kv_heads)
+                           : problem_.kv_heads;
+  return static_cast<int>(
+      std::clamp<int64_t>(problem_.kv_heads * static_cast<int64_t>(items_.size()) / enough, 1, most));
 }
 
 ViewRunner::Scratch ViewRunner::scratch_of(int worker) const {
   const int64_t rows = int64_t{most_rows_} * unit_heads_, v_width = tile_.v_width();
   const int64_t one = align64(rows * 4), o = align64(rows * v_width * 4);
-  const int64_t sizes[] = {align64(kernel_.scratch_bytes(problem_.head_dim, static_cast<int>(v_width))),
+  const int64_t sizes[] = {kernel_bytes() * unit_heads_,
                            align64(tile_.pair_bytes()),
                            align64(tile_.k_tile_bytes()),
                            align64(tile_.v_tile_bytes()),
                            align64(rows * kernel_.query_bytes(problem_.head_dim)),
+                           align64(static_cast<int64_t>(sizeof(ItemRows)) * unit_heads_),
                            o,
                            align64(rows * kSumLanes * 4),
                            one,
@@ -155,6 +173,7 @@ ViewRunner::Scratch ViewRunner::scratch_of(int worker) const {
   s.k_rows = take();
   s.v_rows = take();
   s.q = take();
+  s.heads = reinterpret_cast<ItemRows*>(take());
   s.segment.o = floats();
   s.segment.l = floats();
   s.segment.m = floats();
@@ -217,7 +236,7 @@ void ViewRunner::pack_keys(const ViewSequence& s, int kv_head, int64_t tile, int
                            const Next* next, const Scratch& scratch) const {
   const int64_t start = tile * kKeyTile;
   const auto rows_at = [&](int64_t key) {
-    return TileRows{problem_.dtype,
+    return PackRows{problem_.dtype,
                     view_.k_row(s, key, kv_head),
                     view_.k_row_bytes(),
                     view_.v_row(s, key, kv_head),
@@ -240,7 +259,7 @@ void ViewRunner::pack_keys(const ViewSequence& s, int kv_head, int64_t tile, int
                 problem_.v_head_dim);
     }
     for (int64_t key = first; key < end; key += view_.run(key, end)) {
-      TileRows rows = rows_at(key);
+      PackRows rows = rows_at(key);
       if (next != nullptr && key == first) {
         rows.k_ahead = &k;
         rows.v_ahead = &v;
@@ -255,7 +274,7 @@ void ViewRunner::pack_keys(const ViewSequence& s, int kv_head, int64_t tile, int
   std::memset(scratch.k_rows, 0, static_cast<size_t>((first - start) * k_bytes));
   std::memset(scratch.v_rows, 0, static_cast<size_t>((first - start) * v_bytes));
   for (int64_t key = first; key < end; key += view_.run(key, end)) {
-    const TileRows rows = rows_at(key);
+    const PackRows rows = rows_at(key);
     for (int64_t i = 0; i < rows.keys; ++i) {
       std::memcpy(scratch.k_rows + (rows.first_key + i) * k_bytes, rows.k + i * rows.k_row_bytes,
                   static_cast<size_t>(k_bytes));
@@ -293,7 +312,59 @@ void ViewRunner::write_rows(int32_t sequence, int32_t first_token, int32_t token
   }
 }
 
-void ViewRunner::run_item(const Item& item, int first_head, int end_head, const Scratch& scratch) const {
+// Whether the kernel takes tiles of the cache where they lie for so many query rows of a head.
+bool ViewRunner::in_place(int32_t rows) const {
+  return rows <= kInPlaceRows && kernel_.walk_rows != nullptr && problem_.v_head_dim == tile_.v_width();
+}
+
+// The rows of some heads from `key` on, up to kKeyTile of them before `end` that lie one behind the other.
+RowsOfTile ViewRunner::rows_of(const ViewSequence& s, int64_t key, int64_t end, int first_head,
+                               int end_head) const {
+  if (key >= end) return {};
+  return {static_cast<int>(view_.run(key, std::min(end, key + kKeyTile))),
+          end_head - first_head,
+          view_.k_row(s, key, first_head),
+          view_.element_bytes() * problem_.head_dim,
+          view_.k_row_bytes(),
+          view_.k_head_bytes(),
+          view_.v_row(s, key, first_head),
+          view_.element_bytes() * problem_.v_head_dim,
+          view_.v_row_bytes(),
+          view_.v_head_bytes()};
+}
+
+// What a unit (item, heads) begins with: worth fetching even when another worker takes it.
+RowsOfTile ViewRunner::start_of(int64_t unit) const {
+  if (unit >= static_cast<int64_t>(items_.size()) * parts()) return {};
+  const Item& item = items_[static_cast<size_t>(unit / parts())];
+  if (item.first_tile >= item.end_tile) return {};
+  const ViewSequence& s = view_.sequences()[static_cast<size_t>(item.sequence)];
+  const int first_head = static_cast<int>(unit % parts()) * unit_heads_;
+  const int64_t end = std::min<int64_t>(s.keys, int64_t{item.first_tile + 1} * kKeyTile);
+  return rows_of(s, item.first_key, end, first_head, std::min(first_head + unit_heads_, problem_.kv_heads));
+}
+
+// Keys [first, end) of a tile, packed for each head in turn.
+void ViewRunner::walk_packed(const ViewSequence& s, int64_t tile, int64_t first, int64_t end, int first_head,
+                             int end_head, int64_t end_seen, int32_t count, const Scratch& scratch) const {
+  const int64_t start = tile * kKeyTile;
+  for (int head = first_head; head < end_head; ++head) {
+    // Meanwhile this head's share of the next keys comes near, whole rows in order: that is what memory is
+    // fastest at, and heads one by one are not.
+    const int heads = end_head - first_head;
+    const int share = kKeyTile * (head - first_head) / heads;
+    const int share_end = kKeyTile * (head - first_head + 1) / heads;
+    const Next next = {start + kKeyTile + share, share_end - share, first_head, end_head};
+    pack_keys(s, head, tile, first, end, next.key + next.rows <= end_seen ? &next : nullptr, scratch);
+    kernel_.walk(scratch.heads[head - first_head], 0, count,
+                 {scratch.pair, nullptr, start, static_cast<int>(end - start)});
+  }
+}
+
+void ViewRunner::run_unit(int64_t unit, const Scratch& scratch) const {
+  const Item& item = items_[static_cast<size_t>(unit / parts())];
+  const int first_head = static_cast<int>(unit % parts()) * unit_heads_;
+  const int end_head = std::min(first_head + unit_heads_, problem_.kv_heads);
   const ViewSequence& s = view_.sequences()[static_cast<size_t>(item.sequence)];
   const int32_t count = item.tokens * group_;
   const int v_width = tile_.v_width();
@@ -313,40 +384,47 @@ void ViewRunner::run_item(const Item& item, int first_head, int end_head, const 
     clear(segment_of(head), kSumLanes);
     pack_rows(item, head, first_row(head), scratch);
   }
-  ItemRows rows{};
-  rows.head_dim = problem_.head_dim;
-  rows.v_width = v_width;
-  rows.first_key = scratch.first_key;
-  rows.end_key = scratch.end_key;
-  rows.position = scratch.position;
-  rows.softcap = static_cast<float>(problem_.softcap * kLog2e);
-  rows.scratch = scratch.kernel;
+  for (int head = first_head; head < end_head; ++head) {
+    ItemRows& rows = scratch.heads[head - first_head];
+    rows = {};
+    rows.head_dim = problem_.head_dim;
+    rows.v_width = v_width;
+    rows.q = scratch.q + first_row(head) * kernel_.query_bytes(problem_.head_dim);
+    rows.first_key = scratch.first_key;
+    rows.end_key = scratch.end_key;
+    rows.position = scratch.position;
+    rows.slope = problem_.alibi_slopes != nullptr ? scratch.slope + first_row(head) : nullptr;
+    rows.softcap = static_cast<float>(problem_.softcap * kLog2e);
+    rows.segment = segment_of(head);
+    rows.scratch = scratch.kernel + (head - first_head) * kernel_bytes();
+  }
   int64_t first_seen = INT64_MAX, end_seen = 0;
   for (int32_t i = 0; i < count; ++i) {
     if (scratch.first_key[i] == scratch.end_key[i]) continue;
     first_seen = std::min<int64_t>(first_seen, scratch.first_key[i]);
     end_seen = std::max<int64_t>(end_seen, scratch.end_key[i]);
   }
+  const bool direct = in_place(count);
+  RowRuns& runs = *scratch.runs;
+  runs.reset();
   for (int32_t i = item.first_tile; i < item.end_tile; ++i) {
     const int64_t start = int64_t{i} * kKeyTile;
     const int64_t first = std::max(first_seen, start), end = std::min(end_seen, start + kKeyTile);
-    const bool segment_ends = i + 1 == item.end_tile || (i + 1) % kTilesPerSegment == 0;
-    for (int head = first_head; head < end_head; ++head) {
-      if (first < end) {
-        // Meanwhile this head's share of the next keys comes near, whole rows in order: that is what memory
-        // is fastest at, and heads one by one are not.
-        const int heads = end_head - first_head;
-        const int share = kKeyTile * (head - first_head) / heads;
-        const int share_end = kKeyTile * (head - first_head + 1) / heads;
-        const Next next = {start + kKeyTile + share, share_end - share, first_head, end_head};
-        pack_keys(s, head, i, first, end, next.key + next.rows <= end_seen ? &next : nullptr, scratch);
-        rows.q = scratch.q + first_row(head) * kernel_.query_bytes(problem_.head_dim);
-        rows.slope = problem_.alibi_slopes != nullptr ? scratch.slope + first_row(head) : nullptr;
-        rows.segment = segment_of(head);
-        kernel_.walk(rows, 0, count, {scratch.pair, nullptr, start, static_cast<int>(end - start)});
-      }
-      if (segment_ends) kernel_.fold(total_of(head), segment_of(head), count, v_width);
+    if (direct && end - first == kKeyTile && view_.run(first, end) == kKeyTile) {
+      const RowsOfTile tile = rows_of(s, start, end, first_head, end_head);
+      runs.move_to(tile, i + 1 < item.end_tile ? rows_of(s, start + kKeyTile, end_seen, first_head, end_head)
+                                               : start_of(unit + 1));
+      kernel_.walk_rows(scratch.heads, end_head - first_head, count,
+                        {problem_.dtype == DType::f16, tile.k, tile.k_row_bytes, tile.k_head_bytes, tile.v,
+                         tile.v_row_bytes, tile.v_head_bytes, start},
+                        runs.ahead());
+    } else if (first < end) {
+      runs.reset();
+      walk_packed(s, i, first, end, first_head, end_head, end_seen, count, scratch);
     }
+    if (i + 1 < item.end_tile && (i + 1) % kTilesPerSegment != 0) continue;
+    for (int head = first_head; head < end_head; ++head)
+      kernel_.fold(total_of(head), segment_of(head), count, v_width);
   }
   if (item.partial >= 0) return;
   for (int head = first_head; head < end_head; ++head)
@@ -363,17 +441,14 @@ void ViewRunner::run() {
     const int64_t bytes = kv_heads * partials_ * (tile_.v_width() + 2) * 4;
     partial_memory_ = static_cast<float*>(context_.workspace(0).get(kSharedSlot, static_cast<size_t>(bytes)));
   }
-  const int64_t parts = (kv_heads + unit_heads_ - 1) / unit_heads_;
-  context_.pool.parallel_for(static_cast<int64_t>(items_.size()) * parts, 1,
-                             [&](int64_t begin, int64_t end, int worker) {
-                               const FlushSubnormals flush;
-                               const Scratch scratch = scratch_of(worker);
-                               for (int64_t i = begin; i < end; ++i) {
-                                 const int first_head = static_cast<int>(i % parts) * unit_heads_;
-                                 run_item(items_[static_cast<size_t>(i / parts)], first_head,
-                                          std::min(first_head + unit_heads_, problem_.kv_heads), scratch);
-                               }
-                             });
+  const auto run_units = [&](int64_t begin, int64_t end, int worker) {
+    const FlushSubnormals flush;
+    Scratch scratch = scratch_of(worker);
+    RowRuns runs;
+    scratch.runs = &runs;
+    for (int64_t unit = begin; unit < end; ++unit) run_unit(unit, scratch);
+  };
+  context_.pool.parallel_for(static_cast<int64_t>(items_.size()) * parts(), 1, run_units);
   context_.pool.parallel_for(
       static_cast<int64_t>(splits_.size()) * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
         const FlushSubnormals flush;

@@ -1,16 +1,10 @@
-// The packing kernels. Cost: a decode step over rows in a caller's cache packs every key that it reads, so
-// this runs at the speed of the cache below it or is the whole step. On a Zen 5 core, bf16, head_dim 64: 4
-// keys at a time by 128-bit shuffles made decode 7.5 GB/s; 16 at a time as here (128-bit pieces of rows
-// loaded straight to their lane, which costs no shuffle, then a 4x4 transpose in every lane) lets the walk
-// set the pace.
+// The packing kernels. Cost: rows of a caller's cache that many query rows read are packed once and walked by
+// all; few rows read them where they lie (rows_kernel.inc.h).
 #pragma once
 
 #include "attention/cpu/pack_kernels.h"
+#include "attention/cpu/row_vectors.inc.h"
 #include "simd/vec.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace tessera::attention {
 inline namespace TESSERA_SIMD_NAMESPACE {
@@ -81,109 +75,33 @@ TESSERA_VEC void transpose4(const char* in, int64_t row_bytes, int words, char* 
   }
 }
 
-#if defined(__AVX512F__)
-constexpr int kWideKeys = 16;
-// Rows i, i + 4, i + 8, i + 12: their 16 bytes to lanes 0 to 3.
-TESSERA_VEC __m512i gather_lanes(const char* p, int64_t row_bytes) {
-  const auto piece = [](const char* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
-  __m512i v = _mm512_broadcast_i32x4(piece(p));
-  v = _mm512_mask_broadcast_i32x4(v, 0x00f0, piece(p + 4 * row_bytes));
-  v = _mm512_mask_broadcast_i32x4(v, 0x0f00, piece(p + 8 * row_bytes));
-  return _mm512_mask_broadcast_i32x4(v, 0xf000, piece(p + 12 * row_bytes));
-}
-template <bool kHalves>
-TESSERA_VEC void put(__m512i v, char* out, int word) {
-  if constexpr (!kHalves) {
-    _mm512_storeu_si512(out + word * kOutRow, v);
-  } else {
-    const __m512 low = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
-    const __m512 high = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)));
-    _mm512_storeu_ps(out + 2 * word * kOutRow, low);
-    _mm512_storeu_ps(out + (2 * word + 1) * kOutRow, high);
-  }
-}
+// kLanes keys x `words`.
 template <bool kHalves>
 TESSERA_VEC void transpose_wide(const char* in, int64_t row_bytes, int words, char* out) {
   for (int word = 0; word < words; word += 4, in += 16) {
-    const __m512i a = gather_lanes(in, row_bytes), b = gather_lanes(in + row_bytes, row_bytes),
-                  c = gather_lanes(in + 2 * row_bytes, row_bytes),
-                  d = gather_lanes(in + 3 * row_bytes, row_bytes);
-    const __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
-    const __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
-    put<kHalves>(_mm512_unpacklo_epi64(ab_low, cd_low), out, word);
-    put<kHalves>(_mm512_unpackhi_epi64(ab_low, cd_low), out, word + 1);
-    put<kHalves>(_mm512_unpacklo_epi64(ab_high, cd_high), out, word + 2);
-    put<kHalves>(_mm512_unpackhi_epi64(ab_high, cd_high), out, word + 3);
+    simd::I32 keys[4];
+    transpose_words(in, row_bytes, keys);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (!kHalves) {
+        simd::store_i32(out + (word + i) * kOutRow, keys[i]);
+      } else {
+        simd::F32 wide[2];
+        split_halves(keys[i], wide);
+        simd::store(reinterpret_cast<float*>(out + 2 * (word + i) * kOutRow), wide[0]);
+        simd::store(reinterpret_cast<float*>(out + (2 * (word + i) + 1) * kOutRow), wide[1]);
+      }
+    }
   }
 }
-constexpr int kWideColumns = 32;
-TESSERA_VEC void interleave_wide(const char* a, const char* b, char* out) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
-                                       38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
-  _mm512_storeu_si512(out, _mm512_permutex2var_epi16(x, low, y));
-  _mm512_storeu_si512(out + 64, _mm512_permutex2var_epi16(x, high, y));
-}
-#elif defined(__AVX2__)
-constexpr int kWideKeys = 8;
-TESSERA_VEC __m256i gather_lanes(const char* p, int64_t row_bytes) {
-  const auto piece = [](const char* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(piece(p)), piece(p + 4 * row_bytes), 1);
-}
-template <bool kHalves>
-TESSERA_VEC void put(__m256i v, char* out, int word) {
-  if constexpr (!kHalves) {
-    store(out + word * kOutRow, v);
-  } else {
-    const __m256i low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff)), high = _mm256_srli_epi32(v, 16);
-    const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
-    store(out + 2 * word * kOutRow, _mm256_cvtph_ps(_mm256_castsi256_si128(both)));
-    store(out + (2 * word + 1) * kOutRow, _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1)));
-  }
-}
-template <bool kHalves>
-TESSERA_VEC void transpose_wide(const char* in, int64_t row_bytes, int words, char* out) {
-  for (int word = 0; word < words; word += 4, in += 16) {
-    const __m256i a = gather_lanes(in, row_bytes), b = gather_lanes(in + row_bytes, row_bytes),
-                  c = gather_lanes(in + 2 * row_bytes, row_bytes),
-                  d = gather_lanes(in + 3 * row_bytes, row_bytes);
-    const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
-    const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
-    put<kHalves>(_mm256_unpacklo_epi64(ab_low, cd_low), out, word);
-    put<kHalves>(_mm256_unpackhi_epi64(ab_low, cd_low), out, word + 1);
-    put<kHalves>(_mm256_unpacklo_epi64(ab_high, cd_high), out, word + 2);
-    put<kHalves>(_mm256_unpackhi_epi64(ab_high, cd_high), out, word + 3);
-  }
-}
-constexpr int kWideColumns = 16;
-TESSERA_VEC void interleave_wide(const char* a, const char* b, char* out) {
-  const __m256i x = load<__m256i>(a), y = load<__m256i>(b);
-  const __m256i low = _mm256_unpacklo_epi16(x, y), high = _mm256_unpackhi_epi16(x, y);
-  store(out, _mm256_permute2x128_si256(low, high, 0x20));
-  store(out + 32, _mm256_permute2x128_si256(low, high, 0x31));
-}
-#else
-constexpr int kWideKeys = 4;
-template <bool kHalves>
-TESSERA_VEC void transpose_wide(const char* in, int64_t row_bytes, int words, char* out) {
-  transpose4<kHalves>(in, row_bytes, words, out);
-}
-constexpr int kWideColumns = 8;
-TESSERA_VEC void interleave_wide(const char* a, const char* b, char* out) {
-  const Halves x = load<Halves>(a), y = load<Halves>(b);
-  store(out, __builtin_shuffle(x, y, Halves{0, 8, 1, 9, 2, 10, 3, 11}));
-  store(out + 16, __builtin_shuffle(x, y, Halves{4, 12, 5, 13, 6, 14, 7, 15}));
-}
-#endif
 
 template <bool kHalves>
 TESSERA_VEC void transpose_rows(const char* in, int64_t row_bytes, int words, int keys,
                                 const PackAhead* ahead, char* out) {
-  const int parts = (keys + kWideKeys - 1) / kWideKeys;
+  const int parts = (keys + simd::kLanes - 1) / simd::kLanes;
   int key = 0;
-  for (; key + kWideKeys <= keys; key += kWideKeys) {
-    fetch(ahead, key / kWideKeys, parts);
+  for (; key + simd::kLanes <= keys; key += simd::kLanes) {
+    fetch(ahead, key / simd::kLanes, parts);
     transpose_wide<kHalves>(in + key * row_bytes, row_bytes, words, out + key * 4);
   }
   for (; key + 4 <= keys; key += 4)
@@ -243,7 +161,12 @@ inline void interleave(const char* in, int64_t row_bytes, int columns, int keys,
     const char* b = key + 1 < keys ? a + row_bytes : a;
     fetch(ahead, key / 2, (keys + 1) / 2);
     int d = 0;
-    for (; d + kWideColumns <= columns; d += kWideColumns) interleave_wide(a + d * 2, b + d * 2, out + d * 4);
+    for (; d + 2 * simd::kLanes <= columns; d += 2 * simd::kLanes) {
+      simd::I32 pairs[2];
+      interleave_rows(a + d * 2, b + d * 2, pairs);
+      simd::store_i32(out + d * 4, pairs[0]);
+      simd::store_i32(out + d * 4 + sizeof pairs[0], pairs[1]);
+    }
     for (; d < columns; d += 8) {
       const Halves x = load<Halves>(a + d * 2), y = load<Halves>(b + d * 2);
       store(out + d * 4, __builtin_shuffle(x, y, Halves{0, 8, 1, 9, 2, 10, 3, 11}));

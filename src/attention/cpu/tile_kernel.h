@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/cpu/dropout_key.h"
+#include "attention/cpu/rows_ahead.h"
 #include "simd/isa.h"
 #include "tessera/dtype.h"
 
@@ -64,6 +65,22 @@ struct TilePair {
   int valid;          // no row sees a key >= first_key + valid; V beyond it is not read
 };
 
+// kKeyTile rows of K and V as they lie in a caller's cache, for some kv heads. All of them may be read.
+struct TileRows {
+  bool halves;  // elements are f16, not the kernel's dtype
+  const char* k;
+  int64_t k_row_bytes, k_head_bytes;
+  const char* v;
+  int64_t v_row_bytes, v_head_bytes;
+  int64_t first_key;
+};
+
+// What comes near meanwhile: far ahead in the order of memory and, where that is more than the first-level
+// cache holds (near.run is not null), once more just ahead in the order of reading.
+struct RowsAhead {
+  RowsCursor far, near;
+};
+
 struct TileKernel {
   const char* name;  // "flash_bf16_avx512bf16"
   simd::Isa isa;
@@ -85,6 +102,12 @@ struct TileKernel {
   void (*fold_part)(const StateRows& total, const StateRows& part, int v_width);
   // out [v_head_dim] = o / l, or 0 when l is 0; o is not read then.
   void (*finish)(const StateRows& total, int v_head_dim, float* out);
+  // Takes one tile of several heads into the segment states of `count` rows of each, to the bits of walk,
+  // from rows where they lie: K is transposed in registers, V multiplied as it is. Null where there is no
+  // such form. heads[i].scratch: each its own; v_width is v_head_dim here. Elements: the kernel's dtype, or
+  // f16 for f32. `ahead` is meant for tile.pieces and stays so.
+  void (*walk_rows)(const ItemRows* heads, int head_count, int count, const TileRows& tile,
+                    RowsAhead& ahead) = nullptr;
 };
 
 }  // namespace tessera::attention

@@ -41,11 +41,15 @@ constexpr int register_columns(int rows) {
   return kLanes == 16 || rows <= 3 ? 4 : 2;
 }
 inline constexpr int kUnpackRows = 96;
-// Prefetch distances in bytes along the stream of tiles, where the hardware's own prefetcher stops at 4 KiB
-// and at the end of a block. Two together win. On a Zen 5 core with 40 GB/s: 2 and 8 KiB, both to L1, 33
-// GB/s; 2 and 12 KiB, the second to L2, 28; 1 and 4 KiB 26; 8 KiB alone 28.
-inline constexpr int64_t kNear = 2048;
-inline constexpr int64_t kFar = 8192;
+// Prefetch distances in bytes along the stream of tiles, both to L1: the hardware's own prefetcher stops at
+// the end of a block, and one distance alone leaves holes. Shares of the read rate on a Zen 5 core with 41
+// GB/s, for head_dim 64 and 128 (16 and 32 KiB a pair): 5 and 10 KiB 80 and 85 %, 4 and 8 KiB 80 and 84, 6
+// and 12 KiB 77 and 83, 2 and 8 KiB 78 and 80; the second to L2 loses 20 %, 8 KiB alone 10. Tried and lost: a
+// far prefetch in the order of memory whatever the order of V's columns, bursts of 1 to 4 KiB, fewer lines
+// for the hardware to follow, prefetching during the softmax, all kv heads of a block in turn (one piece of
+// memory).
+inline constexpr int64_t kNear = 5120;
+inline constexpr int64_t kFar = 10240;
 
 // How one storage form multiplies. A: its left operand in memory; Coefficient: one part of a step of A,
 // broadcast; Operand: the same part of a step of B for kLanes columns. The parts of a step are taken one
@@ -510,9 +514,10 @@ inline void finish(const StateRows& total, int v_head_dim, float* out) {
 }
 
 template <class T>
-constexpr TileKernel make_kernel(const char* name, simd::Isa isa, DType dtype) {
-  return {name,          isa,  dtype,     query_bytes<T>, scratch_bytes<T>, pack_query<T>, walk<T, false>,
-          walk<T, true>, fold, fold_part, finish};
+constexpr TileKernel make_kernel(const char* name, simd::Isa isa, DType dtype,
+                                 decltype(TileKernel::walk_rows) walk_rows) {
+  return {name,           isa,           dtype, query_bytes<T>, scratch_bytes<T>, pack_query<T>,
+          walk<T, false>, walk<T, true>, fold,  fold_part,      finish,           walk_rows};
 }
 
 }  // namespace TESSERA_SIMD_NAMESPACE
