@@ -21,6 +21,8 @@ const CeilingKernels& kernels() {
       return kCeilings_avx512;
     case simd::Isa::avx512bf16:
       return kCeilings_avx512bf16;
+    case simd::Isa::amx:
+      return kCeilings_amx;
   }
   return kCeilings_scalar;
 }
@@ -52,9 +54,11 @@ double f32_peak(ThreadPool& pool) {
 }
 
 double bf16_peak(ThreadPool& pool) {
-  constexpr int64_t kTurns = 1 << 20;
   if (kernels().bf16_turns == nullptr) return 0;
-  return rate(pool, kernels().bf16_flops_per_turn * kTurns, [](int) { sink = kernels().bf16_turns(kTurns); });
+  // As much work at every level, whose turns differ by a factor of 85.
+  const double flops = kernels().bf16_flops_per_turn;
+  const int64_t turns = static_cast<int64_t>(8e8 / flops);
+  return rate(pool, flops * static_cast<double>(turns), [=](int) { sink = kernels().bf16_turns(turns); });
 }
 
 double int8_peak(ThreadPool& pool) {

@@ -1,5 +1,8 @@
 #include "bench/ceilings_kernels.h"
 #include "simd/vec.h"
+#if defined(__AMX_BF16__) || defined(TESSERA_EMULATED_TILES)
+#include "attention/cpu/amx_tiles.inc.h"
+#endif
 
 namespace tessera::bench {
 inline namespace TESSERA_SIMD_NAMESPACE {
@@ -22,7 +25,29 @@ float f32_turns(int64_t turns) {
   return reduce_add(sum);
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__) || defined(TESSERA_EMULATED_TILES)
+// Four products that wait for none of each other, as in the kernels; the operands stay in their registers.
+constexpr double kBf16Flops = 4.0 * 2 * 16 * 16 * 32;
+float bf16_turns(int64_t turns) {
+  using namespace attention;
+  alignas(64) uint16_t operand[16 * 32];
+  float sums[16 * 64];
+  for (uint16_t& x : operand) x = 0x3800;
+  enter_tiles();
+  tile_load<4>(operand, 64);
+  tile_load<6>(operand, 64);
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    tile_multiply_add<0, 4, 6>();
+    tile_multiply_add<1, 4, 6>();
+    tile_multiply_add<2, 4, 6>();
+    tile_multiply_add<3, 4, 6>();
+  }
+  store_sums<4>(sums, 256);
+  leave_tiles();
+  return sums[0];
+}
+#elif defined(__AVX512BF16__)
+constexpr double kBf16Flops = 4.0 * kChains * kLanes;
 float bf16_turns(int64_t turns) {
   F32 acc[kChains];
   I32 a = set1_i32(0x3f7f3f7f), b = set1_i32(0x38003800);
@@ -73,10 +98,11 @@ float read_all(const float* data, size_t count) {
 
 const CeilingKernels TESSERA_CEILINGS = {2.0 * kChains * kLanes,
                                          f32_turns,
-                                         4.0 * kChains* kLanes,
 #if defined(__AVX512BF16__)
+                                         kBf16Flops,
                                          bf16_turns,
 #else
+                                         0,
                                          nullptr,
 #endif
                                          8.0 * kChains* kLanes,

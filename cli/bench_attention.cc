@@ -191,9 +191,10 @@ double peak_of(ThreadPool& pool, const AttentionProblem& problem, bool backward)
   const std::string lines =
       attention::explain(problem, backward ? attention::Pass::backward : attention::Pass::forward);
   const size_t taken = lines.find("> ");
+  const std::string kernel =
+      taken == std::string::npos ? "" : lines.substr(taken, lines.find('\n', taken) - taken);
   const bool pairs =
-      taken != std::string::npos &&
-      lines.substr(taken, lines.find('\n', taken) - taken).find("avx512bf16") != std::string::npos;
+      kernel.find("avx512bf16") != std::string::npos || kernel.find("_amx") != std::string::npos;
   return pairs ? bench::bf16_peak(pool) : bench::f32_peak(pool);
 }
 

@@ -22,7 +22,7 @@ endfunction()
 # tessera_layer(NAME DEPS layer... LIBS third-party...)
 #   The library of src/NAME, of every .cc under it; what it may include is DEPS (tests/architecture checks the
 #   same arrows on the text of the includes).
-#   Files under cpu/ named *_ISA.cc (scalar, avx2, avx512, avx512bf16) get that ISA's flags.
+#   Files under cpu/ named *_ISA.cc (scalar, avx2, avx512, avx512bf16, amx) get that ISA's flags.
 function(tessera_layer name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
   tessera_library(${name} SOURCES ${sources} ${ARGN})
@@ -42,8 +42,13 @@ set(TESSERA_FLAGS_avx2 ${TESSERA_KERNEL_LEVEL} -fno-tree-vectorize -mavx2 -mfma 
 set(TESSERA_FLAGS_avx512 ${TESSERA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
     -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized)
 set(TESSERA_FLAGS_avx512bf16 ${TESSERA_FLAGS_avx512} -mavx512bf16)
+if(TESSERA_EMULATE_AMX)
+  set(TESSERA_FLAGS_amx ${TESSERA_FLAGS_avx512bf16} -DTESSERA_EMULATED_TILES)
+else()
+  set(TESSERA_FLAGS_amx ${TESSERA_FLAGS_avx512bf16} -mamx-tile -mamx-bf16)
+endif()
 function(tessera_isa_flags sources)
-  foreach(isa scalar avx2 avx512 avx512bf16)
+  foreach(isa scalar avx2 avx512 avx512bf16 amx)
     foreach(source ${sources})
       if(source MATCHES "_${isa}\\.cc$")
         set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${TESSERA_FLAGS_${isa}}")
@@ -80,7 +85,7 @@ function(tessera_test file)
     endif()
   endforeach()
   if(T_ISA)
-    foreach(isa scalar avx2 avx512 avx512bf16)
+    foreach(isa scalar avx2 avx512 avx512bf16 amx)
       add_test(NAME ${folder}.${stem}.${isa} COMMAND ${target})
       set_tests_properties(${folder}.${stem}.${isa} PROPERTIES ENVIRONMENT "TESSERA_ISA=${isa}"
         SKIP_RETURN_CODE 77 TIMEOUT ${T_TIMEOUT} LABELS "${folder};isa;${T_LABELS}")

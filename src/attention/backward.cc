@@ -23,7 +23,7 @@
 
 #include "attention/backward_registry.h"
 #include "attention/cpu/backward_kernel.h"
-#include "attention/cpu/flush_subnormals.h"
+#include "attention/cpu/kernel_scope.h"
 #include "attention/dropout.h"
 #include "attention/execution.h"
 #include "attention/unseen_keys.h"
@@ -421,7 +421,7 @@ void BackwardRun::run() {
   const int64_t segment_bytes = align64(kernel_.segment_bytes(shape_));
   std::atomic<int64_t> next{0};
   const auto work = [&](int worker) {
-    const FlushSubnormals flush;
+    const KernelScope<BackwardKernel> scope(kernel_);
     // All that may throw comes before the first item: nobody waits for an item that was given up.
     char* scratch = static_cast<char*>(context_.workspace(worker).get(
         kScratchSlot, static_cast<size_t>(segment_bytes + kernel_.block_bytes(shape_))));

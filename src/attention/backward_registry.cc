@@ -2,13 +2,14 @@
 
 #include "attention/cpu/backward_kernels.h"
 #include "attention/explain.h"
+#include "attention/registry.h"
 #include "core/format.h"
 
 namespace tessera::attention {
 namespace {
 
 const BackwardKernel* const kKernels[] = {&kBackwardF32_scalar, &kBackwardF32_avx2, &kBackwardF32_avx512,
-                                          &kBackwardPairs_avx512bf16};
+                                          &kBackwardPairs_avx512bf16, &kBackward_amx};
 
 // Why the kernel cannot take the problem, or empty.
 std::string refusal(const BackwardKernel& kernel, const AttentionProblem& problem, simd::Isa isa) {
@@ -18,7 +19,15 @@ std::string refusal(const BackwardKernel& kernel, const AttentionProblem& proble
   if (kernel.isa > isa) {
     return simd::why_not(kernel.isa, isa);
   }
+  // CPUs with AMX have AVX512_BF16 too, at half the rate of f32 FMA (docs/decisions/isa-levels.md).
+  if (kernel.isa == simd::Isa::avx512bf16 && isa == simd::Isa::amx) {
+    return "its dot product is slower than f32 FMA on CPUs with AMX";
+  }
   if (problem.mask.ancestors.tree_keys > 0) return "it has no ancestor masks";
+  constexpr uint32_t kBeyondPlain = kSoftcap | kAlibi | kMaskTensor | kDropout;
+  if (const uint32_t lacking = wanted_features(problem) & kBeyondPlain; kernel.plain_only && lacking != 0) {
+    return format("it has no form of {}", feature_names(lacking));
+  }
   return {};
 }
 

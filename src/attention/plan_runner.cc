@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "attention/cpu/flush_subnormals.h"
+#include "attention/cpu/kernel_scope.h"
 #include "attention/cpu/row_kernels.h"
 #include "attention/dropout.h"
 #include "attention/execution.h"
@@ -409,7 +409,7 @@ void PlanRunner::run_keys_outside() {
   const int64_t kv_heads = plan_.kv_heads_, sequences = static_cast<int64_t>(starts.size());
   starts.push_back(items.size());
   context_.pool.parallel_for(sequences * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
-    const FlushSubnormals flush;
+    const KernelScope<TileKernel> scope(kernel_);
     const Scratch scratch = scratch_of(worker, most_rows);
     for (int64_t unit = begin; unit < end; ++unit) {
       const size_t first = starts[static_cast<size_t>(unit / kv_heads)];
@@ -440,14 +440,14 @@ void PlanRunner::run() {
     partials_ = static_cast<float*>(context_.workspace(0).get(kSharedSlot, static_cast<size_t>(bytes)));
   }
   const auto run_items = [&](int64_t begin, int64_t end, int worker) {
-    const FlushSubnormals flush;
+    const KernelScope<TileKernel> scope(kernel_);
     const Scratch scratch = scratch_of(worker, plan_.most_rows_);
     for (int64_t unit = begin; unit < end; ++unit) run_item(unit, scratch);
   };
   context_.pool.parallel_for(static_cast<int64_t>(plan_.items_.size()) * kv_heads, 1, run_items);
   if (plan_.split_tokens_.empty()) return;
   const auto fold_tokens = [&](int64_t begin, int64_t end, int worker) {
-    const FlushSubnormals flush;
+    const KernelScope<TileKernel> scope(kernel_);
     const Scratch scratch = scratch_of(worker, plan_.most_rows_);
     for (int64_t i = begin; i < end; ++i) {
       fold_split_token(plan_.split_tokens_[static_cast<size_t>(i / kv_heads)], static_cast<int>(i % kv_heads),

@@ -19,6 +19,7 @@ const KernelDescriptor kKernels[] = {
     {&kFlashBf16_avx512, simd::Isa::avx512, DType::bf16, 8, 256, kPagedFeatures, kDenseFeatures, kAllKinds},
     {&kFlashBf16_avx512bf16, simd::Isa::avx512bf16, DType::bf16, 8, 256, kPagedFeatures, kDenseFeatures,
      kAllKinds},
+    {&kFlashBf16_amx, simd::Isa::amx, DType::bf16, 8, 256, kPagedFeatures, kDenseFeatures, kAllKinds},
 };
 
 const char* word(Kind kind) {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <memory>
 
-#include "attention/cpu/flush_subnormals.h"
+#include "attention/cpu/kernel_scope.h"
 #include "attention/execution.h"
 #include "attention/pack_tile.h"
 #include "attention/registry.h"
@@ -442,7 +442,7 @@ void ViewRunner::run() {
     partial_memory_ = static_cast<float*>(context_.workspace(0).get(kSharedSlot, static_cast<size_t>(bytes)));
   }
   const auto run_units = [&](int64_t begin, int64_t end, int worker) {
-    const FlushSubnormals flush;
+    const KernelScope<TileKernel> scope(kernel_);
     Scratch scratch = scratch_of(worker);
     RowRuns runs;
     scratch.runs = &runs;
@@ -451,7 +451,7 @@ void ViewRunner::run() {
   context_.pool.parallel_for(static_cast<int64_t>(items_.size()) * parts(), 1, run_units);
   context_.pool.parallel_for(
       static_cast<int64_t>(splits_.size()) * kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
-        const FlushSubnormals flush;
+        const KernelScope<TileKernel> scope(kernel_);
         const Scratch scratch = scratch_of(worker);
         for (int64_t i = begin; i < end; ++i) {
           const Split& split = splits_[static_cast<size_t>(i / kv_heads)];

@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstdlib>
 #include <cstring>
@@ -10,7 +14,7 @@
 
 namespace tessera::simd {
 namespace {
-constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512bf16"};
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
 
 std::string supported_names() {
   std::string names;
@@ -29,6 +33,35 @@ bool cpu_has_f16c() {
   }();
   return has;
 }
+
+#if !defined(TESSERA_EMULATE_AMX)
+// A process must ask before it may touch the tile registers' data (8 KiB of state a thread). Asked once; what
+// is granted stays, and costs nothing to threads that use no tiles.
+bool system_grants_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // its bit in XCR0
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  static const bool has = [] {
+    unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned int kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+    const bool announced = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kAmxBf16) != 0 &&
+                           (edx & kAmxTile) != 0;
+    return announced && system_grants_tiles();
+  }();
+  return has;
+}
+#else
+bool has_amx() {
+  return true;
+}
+#endif
 #endif
 }  // namespace
 
@@ -41,7 +74,7 @@ Result<Isa> parse_isa(const char* text) {
     if (std::strcmp(kNames[i], text) == 0) return static_cast<Isa>(i);
   }
   return invalid_argument(
-      "TESSERA_ISA='" + std::string(text) + "' is unknown; known: scalar, avx2, avx512, avx512bf16",
+      "TESSERA_ISA='" + std::string(text) + "' is unknown; known: scalar, avx2, avx512, avx512bf16, amx",
       "TESSERA_ISA");
 }
 
@@ -61,6 +94,8 @@ bool supported(Isa isa) {
       return avx512;
     case Isa::avx512bf16:
       return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::amx:
+      return avx512 && __builtin_cpu_supports("avx512bf16") && has_amx();
   }
   return false;
 #else
@@ -78,7 +113,10 @@ std::vector<Isa> supported_isas() {
 
 Isa fastest_isa() {
 #if defined(__x86_64__)
-  if (supported(Isa::avx512bf16) && __builtin_cpu_is("intel")) return Isa::avx512;
+#if defined(TESSERA_EMULATE_AMX)
+  if (supported(Isa::avx512bf16)) return Isa::avx512bf16;  // the emulation is for tests that name it
+#endif
+  if (supported(Isa::avx512bf16) && !supported(Isa::amx) && __builtin_cpu_is("intel")) return Isa::avx512;
 #endif
   return supported_isas().back();
 }

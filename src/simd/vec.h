@@ -2,10 +2,10 @@
 //
 // A kernel is written once over these names and compiled once per ISA, in translation units named
 // *_scalar.cc,
-// *_avx2.cc, *_avx512.cc, *_avx512bf16.cc (cmake/Layers.cmake gives them their flags). The flags of the TU
-// pick the header; everything lands in the namespace TESSERA_SIMD_NAMESPACE (scalar, avx2, avx512,
-// avx512bf16), which is inline here, so kernels say simd::F32. A kernel puts its own code into a namespace of
-// that name too:
+// *_avx2.cc, *_avx512.cc, *_avx512bf16.cc, *_amx.cc (cmake/Layers.cmake gives them their flags). The flags of
+// the TU pick the header; everything lands in the namespace TESSERA_SIMD_NAMESPACE (scalar, avx2, avx512,
+// avx512bf16, amx), which is inline here, so kernels say simd::F32. A kernel puts its own code into a
+// namespace of that name too:
 //
 //   namespace tessera::ops::TESSERA_SIMD_NAMESPACE { ... }
 //
@@ -26,8 +26,8 @@
 //   (arithmetic),
 //         and_, xor_, mul_high_u32 (the high half of the unsigned product), to_f32, to_i32 (rounds to nearest
 //         even), as_f32, as_i32 (the bits); dot4(acc, u8 a, i8 b)
-//   bf16  load_bf16(p), store_bf16(p, v) (to nearest even, NaN stays NaN), load_bf16_n, store_bf16_n;
-//   low_bf16(pairs),
+//   bf16  load_bf16(p), store_bf16(p, v) (to nearest even, NaN stays NaN), load_bf16_n, store_bf16_n,
+//   store_bf16_pair(p, low, high); low_bf16(pairs),
 //         high_bf16(pairs): the two halves of each 32-bit lane, widened; keep_low(pairs): the high halves
 //         zeroed; dot2_bf16(acc, a, b) = acc + a.low * b.low + a.high * b.high where kHasBf16Dot
 //   f16   load_f16(p), store_f16(p, v)
@@ -41,7 +41,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__AVX512F__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#if defined(__AMX_BF16__) || defined(TESSERA_EMULATED_TILES)
+#define TESSERA_SIMD_NAMESPACE amx
+#elif defined(__AVX512F__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define TESSERA_SIMD_NAMESPACE avx512bf16
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && \
     defined(__AVX512VNNI__)

@@ -161,6 +161,10 @@ TESSERA_VEC F32 load_bf16_n(const uint16_t* p, int n) {
 TESSERA_VEC void store_bf16(uint16_t* p, F32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(a));
 }
+TESSERA_VEC void store_bf16_pair(uint16_t* p, F32 low, F32 high) {
+  store_bf16(p, low);
+  store_bf16(p + kLanes, high);
+}
 TESSERA_VEC void store_bf16_n(uint16_t* p, F32 a, int n) {
   uint16_t full[kLanes];
   store_bf16(full, a);

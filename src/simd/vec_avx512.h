@@ -174,6 +174,15 @@ TESSERA_VEC void store_bf16(uint16_t* p, F32 a) {
 TESSERA_VEC void store_bf16_n(uint16_t* p, F32 a, int n) {
   _mm256_mask_storeu_epi16(p, first_n(n).v, narrow_bf16(a));
 }
+TESSERA_VEC void store_bf16_pair(uint16_t* p, F32 low, F32 high) {
+#if defined(__AVX512BF16__)
+  const __m512bh bits = _mm512_cvtne2ps_pbh(high.v, low.v);
+  __builtin_memcpy(p, &bits, sizeof bits);
+#else
+  store_bf16(p, low);
+  store_bf16(p + kLanes, high);
+#endif
+}
 #if defined(__AVX512BF16__)
 TESSERA_VEC F32 dot2_bf16(F32 acc, I32 a, I32 b) {
   __m512bh x, y;

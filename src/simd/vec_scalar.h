@@ -256,6 +256,10 @@ TESSERA_VEC void store_bf16_n(uint16_t* p, F32 a, int n) {
 TESSERA_VEC void store_bf16(uint16_t* p, F32 a) {
   store_bf16_n(p, a, kLanes);
 }
+TESSERA_VEC void store_bf16_pair(uint16_t* p, F32 low, F32 high) {
+  store_bf16(p, low);
+  store_bf16(p + kLanes, high);
+}
 
 TESSERA_VEC F32 load_f16(const uint16_t* p) {
   F32 a;

@@ -1,6 +1,7 @@
 // Law 1: the bits of a row do not depend on the rows, chunks, sharing or threads that it comes with.
 #include <memory>
 
+#include "attention/cpu/kernel_scope.h"
 #include "attention/cpu/tile_kernel.h"
 #include "core/buffer.h"
 #include "tests/attention/paged_fixture.h"
@@ -119,6 +120,7 @@ std::vector<float> row_with_edges(const AttentionProblem& p, const KvStorage& st
   const int32_t position = s.length - 1;
   edges.push_back(s.length);
   std::vector<float> out(size_t(p.heads) * size_t(p.v_head_dim));
+  const KernelScope<TileKernel> scope(kernel);
   auto scratch = Buffer::create(size_t(kernel.scratch_bytes(p.head_dim, v_width)), "scratch");
   auto q = Buffer::create(size_t(kernel.query_bytes(p.head_dim)), "q");
   for (int head = 0; head < p.heads; ++head) {

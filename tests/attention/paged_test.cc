@@ -8,7 +8,7 @@ namespace {
 // rounds q, k, v and p where the kernel of this ISA does.
 std::vector<float> naive_rows(const AttentionProblem& p, const Sequence& s, int first, int rows) {
   const bool bf16 = p.dtype == DType::bf16;
-  const bool pairs = bf16 && *simd::requested_isa() == simd::Isa::avx512bf16;
+  const bool pairs = bf16 && *simd::requested_isa() >= simd::Isa::avx512bf16;
   const auto stored = [&](float x) { return bf16 ? bf16_to_f32(f32_to_bf16(x)) : x; };
   const auto rounded = [&](float x) { return pairs ? bf16_to_f32(f32_to_bf16(x)) : x; };
   std::vector<float> o(size_t(rows) * size_t(p.heads) * size_t(p.v_head_dim));
@@ -68,7 +68,7 @@ void expect_close(const AttentionProblem& p, const Sequence& s, int first, const
   const std::vector<double> want = reference_rows(p, s, first, rows, p.dtype == DType::bf16);
   const std::vector<float> naive = naive_rows(p, s, first, rows);
   const double slack = 2.4e-7;
-  const bool rounds = p.dtype == DType::bf16 && *simd::requested_isa() == simd::Isa::avx512bf16;
+  const bool rounds = p.dtype == DType::bf16 && *simd::requested_isa() >= simd::Isa::avx512bf16;
   const double largest = 2 * largest_error(naive, want) + slack + (rounds ? 0x1p-9 : 0.0);
   const double mean = 2 * root_mean_square_error(naive, want) + slack;
   EXPECT_TRUE(!(largest_error(got, want) > largest))

@@ -80,10 +80,15 @@ struct BackwardKernel {
   void (*sum_dq)(const BackwardShape& shape, const BackwardRows& rows, bool first, float* sum);
   // out [rows]: scale * sum, in the shape's dtype.
   void (*write_dq)(const BackwardShape& shape, int rows, const float* sum, void* const* out);
-  // out [rows], f32: = or += scale * dq of the block.
+  // out [rows], f32: = or += scale * dq of the block. Null where dtypes lacks f32.
   void (*add_dq)(const BackwardShape& shape, const BackwardRows& rows, bool first, void* const* out);
   // scale * dk, and dv, in the shape's dtype; dk, dv [kKeyTile], null where a row is not wanted.
   void (*write_tile)(const BackwardShape& shape, const BackwardTile& tile, void* const* dk, void* const* dv);
+  // Whether it takes only plain shapes.
+  bool plain_only = false;
+  // Before a thread's first walk and after its last one (KernelScope); null: nothing to do.
+  void (*enter)() = nullptr;
+  void (*leave)() = nullptr;
 };
 
 }  // namespace tessera::attention

@@ -12,5 +12,6 @@ inline constexpr uint32_t kPlainDTypes = 1u << static_cast<int>(DType::f32) |
 
 extern const BackwardKernel kBackwardF32_scalar, kBackwardF32_avx2, kBackwardF32_avx512;
 extern const BackwardKernel kBackwardPairs_avx512bf16;  // bf16 only
+extern const BackwardKernel kBackward_amx;              // bf16 only, plain shapes only
 
 }  // namespace tessera::attention

@@ -108,6 +108,9 @@ struct TileKernel {
   // f16 for f32. `ahead` is meant for tile.pieces and stays so.
   void (*walk_rows)(const ItemRows* heads, int head_count, int count, const TileRows& tile,
                     RowsAhead& ahead) = nullptr;
+  // Before a thread's first walk and after its last one (KernelScope); null: nothing to do.
+  void (*enter)() = nullptr;
+  void (*leave)() = nullptr;
 };
 
 }  // namespace tessera::attention

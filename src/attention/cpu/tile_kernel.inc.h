@@ -237,15 +237,20 @@ TESSERA_VEC void softmax_row(float* scores, uint16_t* rounded, const ItemRows& r
     rows.segment.m[row] = m = moved;
   }
   const F32 reference = set1(m);
-#pragma GCC unroll 16
-  for (int n = 0; n < kVectors; ++n) {
+  const auto probability = [&](int n) {
     const F32 p = T::kCoarse ? exp2_coarse(s[n] - reference) : exp2(s[n] - reference);
-    if constexpr (T::kCoarse) {
-      store_bf16(rounded + n * kLanes, p);
-    } else {
-      store(scores + n * kLanes, p);
-    }
+    if constexpr (!T::kCoarse) store(scores + n * kLanes, p);
     l = l + p;
+    return p;
+  };
+#pragma GCC unroll 16
+  for (int n = 0; n + 1 < kVectors; n += 2) {
+    const F32 low = probability(n), high = probability(n + 1);
+    if constexpr (T::kCoarse) store_bf16_pair(rounded + n * kLanes, low, high);
+  }
+  if constexpr (kVectors % 2 != 0) {
+    const F32 last = probability(kVectors - 1);
+    if constexpr (T::kCoarse) store_bf16(rounded + (kVectors - 1) * kLanes, last);
   }
   store(sums, l);
 }

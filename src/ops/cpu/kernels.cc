@@ -15,6 +15,7 @@ const Kernels& kernels_for(simd::Isa isa) {
       return kKernelsAvx2;
     case simd::Isa::avx512:
     case simd::Isa::avx512bf16:
+    case simd::Isa::amx:
       return kKernelsAvx512;
   }
 #endif

@@ -1,0 +1,2 @@
+#define TESSERA_CEILINGS kCeilings_amx
+#include "bench/ceilings.inc.h"
