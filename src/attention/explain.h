@@ -15,7 +15,7 @@ template <typename Kernel, typename Name, typename Refusal>
 std::string explain_table(const AttentionProblem& problem, size_t count, const std::string& taken,
                           Kernel&& kernel, Name&& name_of, Refusal&& refusal) {
   const Result<simd::Isa> isa = simd::requested_isa();
-  if (!isa.ok()) return isa.status().message();
+  if (!isa.ok()) return isa.status().message() + "\n";
   std::string lines;
   bool found = false;
   for (size_t i = count; i-- > 0;) {
