@@ -1,6 +1,6 @@
 #include "bench/ceilings_kernels.h"
 #include "simd/vec.h"
-#if defined(__AMX_BF16__) || defined(TESSERA_EMULATED_TILES)
+#if defined(TESSERA_TILES)
 #include "attention/cpu/amx_tiles.inc.h"
 #endif
 
@@ -25,7 +25,7 @@ float f32_turns(int64_t turns) {
   return reduce_add(sum);
 }
 
-#if defined(__AMX_BF16__) || defined(TESSERA_EMULATED_TILES)
+#if defined(TESSERA_TILES)
 // Four products that wait for none of each other, as in the kernels; the operands stay in their registers.
 constexpr double kBf16Flops = 4.0 * 2 * 16 * 16 * 32;
 float bf16_turns(int64_t turns) {

@@ -10,7 +10,7 @@ endif()
 
 # Law 1 (row invariance) needs the written order of operations: no contraction, fma is written out.
 add_compile_options(-ffp-contract=off -fno-math-errno -fstack-protector-strong -Wall -Wextra
-  -Wno-restrict  # g++ 12 at -O3 sees overlaps in std::string that are not there (GCC bug 105329)
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # g++ 12 at -O3 sees overlaps in std::string (GCC bug 105329)
   -Wno-missing-field-initializers)  # designated initialisers leave defaults out on purpose
 if(TESSERA_WERROR)
   add_compile_options(-Werror)

@@ -109,11 +109,7 @@ int32_t draw_filtered(const SampleInput& input, SamplerScratch& scratch) {
 
   std::vector<float>& weight = scratch.probabilities;
   weight.resize(vocab);
-  double total = 0.0;
-  for (size_t i = 0; i < vocab; ++i) {
-    weight[i] = std::exp((logits[i] - peak) * inverse_temperature);
-    total += weight[i];
-  }
+  for (size_t i = 0; i < vocab; ++i) weight[i] = std::exp((logits[i] - peak) * inverse_temperature);
 
   // The best token has weight 1, so min_p is a bound on the weight itself.
   const bool filter_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < vocab;

@@ -41,7 +41,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__AMX_BF16__) || defined(TESSERA_EMULATED_TILES)
+#if defined(TESSERA_TILES)
 #define TESSERA_SIMD_NAMESPACE amx
 #elif defined(__AVX512F__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define TESSERA_SIMD_NAMESPACE avx512bf16

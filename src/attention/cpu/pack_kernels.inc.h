@@ -64,14 +64,14 @@ TESSERA_VEC void transpose4(const char* in, int64_t row_bytes, int words, char* 
   for (int word = 0; word < words; word += 4, in += 16) {
     const Words a = load<Words>(in), b = load<Words>(in + row_bytes), c = load<Words>(in + 2 * row_bytes),
                 d = load<Words>(in + 3 * row_bytes);
-    const Words ab_low = __builtin_shuffle(a, b, Words{0, 4, 1, 5}),
-                ab_high = __builtin_shuffle(a, b, Words{2, 6, 3, 7});
-    const Words cd_low = __builtin_shuffle(c, d, Words{0, 4, 1, 5}),
-                cd_high = __builtin_shuffle(c, d, Words{2, 6, 3, 7});
-    put<kHalves>(__builtin_shuffle(ab_low, cd_low, Words{0, 1, 4, 5}), out, word);
-    put<kHalves>(__builtin_shuffle(ab_low, cd_low, Words{2, 3, 6, 7}), out, word + 1);
-    put<kHalves>(__builtin_shuffle(ab_high, cd_high, Words{0, 1, 4, 5}), out, word + 2);
-    put<kHalves>(__builtin_shuffle(ab_high, cd_high, Words{2, 3, 6, 7}), out, word + 3);
+    const Words ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+                ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Words cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+                cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    put<kHalves>(__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), out, word);
+    put<kHalves>(__builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7), out, word + 1);
+    put<kHalves>(__builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), out, word + 2);
+    put<kHalves>(__builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7), out, word + 3);
   }
 }
 
@@ -169,8 +169,8 @@ inline void interleave(const char* in, int64_t row_bytes, int columns, int keys,
     }
     for (; d < columns; d += 8) {
       const Halves x = load<Halves>(a + d * 2), y = load<Halves>(b + d * 2);
-      store(out + d * 4, __builtin_shuffle(x, y, Halves{0, 8, 1, 9, 2, 10, 3, 11}));
-      store(out + d * 4 + 16, __builtin_shuffle(x, y, Halves{4, 12, 5, 13, 6, 14, 7, 15}));
+      store(out + d * 4, __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11));
+      store(out + d * 4 + 16, __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15));
     }
   }
 }

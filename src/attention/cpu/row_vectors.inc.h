@@ -89,14 +89,14 @@ TESSERA_VEC void transpose_words(const char* in, int64_t row_bytes, simd::I32 (&
   using simd::Int4;
   Int4 row[4];
   for (int i = 0; i < 4; ++i) row[i] = simd::load_i32(in + i * row_bytes).v;
-  const Int4 ab_low = __builtin_shuffle(row[0], row[1], Int4{0, 4, 1, 5}),
-             ab_high = __builtin_shuffle(row[0], row[1], Int4{2, 6, 3, 7});
-  const Int4 cd_low = __builtin_shuffle(row[2], row[3], Int4{0, 4, 1, 5}),
-             cd_high = __builtin_shuffle(row[2], row[3], Int4{2, 6, 3, 7});
-  out[0].v = __builtin_shuffle(ab_low, cd_low, Int4{0, 1, 4, 5});
-  out[1].v = __builtin_shuffle(ab_low, cd_low, Int4{2, 3, 6, 7});
-  out[2].v = __builtin_shuffle(ab_high, cd_high, Int4{0, 1, 4, 5});
-  out[3].v = __builtin_shuffle(ab_high, cd_high, Int4{2, 3, 6, 7});
+  const Int4 ab_low = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
+             ab_high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+  const Int4 cd_low = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5),
+             cd_high = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+  out[0].v = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+  out[1].v = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+  out[2].v = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+  out[3].v = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
 }
 TESSERA_VEC void split_halves(simd::I32 halves, simd::F32 (&out)[2]) {
   uint16_t low[4], high[4];
@@ -112,8 +112,8 @@ TESSERA_VEC void interleave_rows(const char* a, const char* b, simd::I32 (&out)[
   Halves x, y;
   __builtin_memcpy(&x, a, sizeof x);
   __builtin_memcpy(&y, b, sizeof y);
-  const Halves low = __builtin_shuffle(x, y, Halves{0, 8, 1, 9, 2, 10, 3, 11}),
-               high = __builtin_shuffle(x, y, Halves{4, 12, 5, 13, 6, 14, 7, 15});
+  const Halves low = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11),
+               high = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
   __builtin_memcpy(&out[0].v, &low, sizeof low);
   __builtin_memcpy(&out[1].v, &high, sizeof high);
 }
