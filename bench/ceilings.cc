@@ -66,14 +66,32 @@ double int8_peak(ThreadPool& pool) {
   return rate(pool, kernels().int8_ops_per_turn * kTurns, [](int) { sink = kernels().int8_turns(kTurns); });
 }
 
-double read_rate(ThreadPool& pool) {
+ReadProbe::ReadProbe(ThreadPool& pool) : pool_(pool) {
   constexpr size_t kBytes = size_t{256} << 20;
-  Buffer memory = Buffer::create(kBytes, "read probe").value();
-  std::fill_n(memory.as<float>(), kBytes / sizeof(float), 1.0f);
-  const size_t part = kBytes / sizeof(float) / static_cast<size_t>(pool.size());
-  return rate(pool, static_cast<double>(part * sizeof(float)), [&](int worker) {
-    sink = kernels().read(memory.as<float>() + part * static_cast<size_t>(worker), part);
+  memory_ = Buffer::create(kBytes, "read probe").value();
+  std::fill_n(memory_.as<float>(), kBytes / sizeof(float), 1.0f);
+  part_ = kBytes / sizeof(float) / static_cast<size_t>(pool.size());
+}
+
+void ReadProbe::run() {
+  pool_.run([&](int worker) {
+    sink = kernels().read(memory_.as<float>() + part_ * static_cast<size_t>(worker), part_);
   });
+}
+
+double ReadProbe::bytes() const {
+  return static_cast<double>(part_ * sizeof(float)) * pool_.size();
+}
+
+double read_rate(ThreadPool& pool) {
+  ReadProbe probe(pool);
+  double best = 0;
+  for (int repeat = 0; repeat < 15; ++repeat) {
+    const double start = now(pool.size());
+    probe.run();
+    best = std::max(best, probe.bytes() / (now(pool.size()) - start));
+  }
+  return best;
 }
 
 }  // namespace tessera::bench

@@ -2,6 +2,7 @@
 // are not.
 #pragma once
 
+#include "core/buffer.h"
 #include "core/thread_pool.h"
 
 namespace tessera::bench {
@@ -15,6 +16,19 @@ double bf16_peak(ThreadPool& pool);
 double int8_peak(ThreadPool& pool);
 // Bytes/s read from memory that no cache holds, over all workers.
 double read_rate(ThreadPool& pool);
+// The same read, to be timed in turns with what it is compared with.
+class ReadProbe {
+ public:
+  explicit ReadProbe(ThreadPool& pool);
+  // Reads bytes() once.
+  void run();
+  double bytes() const;
+
+ private:
+  ThreadPool& pool_;
+  Buffer memory_;
+  size_t part_;  // floats of a worker
+};
 
 // Seconds: the calling thread's own CPU clock for one thread, the wall's for several.
 double now(int threads);
