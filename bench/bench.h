@@ -1,6 +1,8 @@
 // What the benchmarks of attention share: arguments, times, rounds in turns.
 #pragma once
 
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
@@ -25,6 +27,20 @@ struct Settings {
     return settings;
   }
 };
+
+// Keeps the caller on the first CPU that it may use, as a pool that pins keeps its other workers on theirs;
+// free, it may come to share one of them. After the pool is made, which counts the CPUs.
+inline void pin_caller() {
+  cpu_set_t allowed, one;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
+    return;
+  }
+}
 
 struct Times {
   std::vector<double> seconds;

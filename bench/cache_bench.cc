@@ -188,6 +188,7 @@ int main(int argc, char** argv) {
   using namespace tessera::bench;
   const Settings settings = Settings::of(argc, argv);
   ThreadPool pool({.threads = settings.threads, .pin = true});
+  pin_caller();
   Context context(pool);
   std::printf("threads %d, dtype %s\n", settings.threads, name(settings.dtype));
   decode(context, settings, 9, 3, 64, 12, 16, 1024);
