@@ -69,6 +69,14 @@ class BenchAttention(unittest.TestCase):
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("it ended", done.stderr)
 
+    def test_a_python_without_pytorch_says_so_in_a_line(self):
+        script = pathlib.Path(__file__).parents[2] / "bench/peers/torch_sdpa.py"
+        # Without site-packages no interpreter has it.
+        done = subprocess.run([sys.executable, "-S", "-I", str(script)], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.assertIn("--python", done.stderr)
+
     def test_a_python_that_is_missing_is_an_error(self):
         done = run("--peer", "torch", "--python", "/no/such/python")
         self.assertNotEqual(done.returncode, 0)
