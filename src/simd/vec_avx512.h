@@ -174,10 +174,18 @@ TESSERA_VEC void store_bf16(uint16_t* p, F32 a) {
 TESSERA_VEC void store_bf16_n(uint16_t* p, F32 a, int n) {
   _mm256_mask_storeu_epi16(p, first_n(n).v, narrow_bf16(a));
 }
+#if defined(__AVX512BF16__)
+// Both as bf16, `low` in the lower half.
+TESSERA_VEC I32 narrow_bf16_pair(F32 low, F32 high) {
+  const __m512bh bits = _mm512_cvtne2ps_pbh(high.v, low.v);
+  I32 out;
+  __builtin_memcpy(&out.v, &bits, sizeof bits);
+  return out;
+}
+#endif
 TESSERA_VEC void store_bf16_pair(uint16_t* p, F32 low, F32 high) {
 #if defined(__AVX512BF16__)
-  const __m512bh bits = _mm512_cvtne2ps_pbh(high.v, low.v);
-  __builtin_memcpy(p, &bits, sizeof bits);
+  store_i32(p, narrow_bf16_pair(low, high));
 #else
   store_bf16(p, low);
   store_bf16(p + kLanes, high);

@@ -48,6 +48,19 @@ TESSERA_VEC F32 min(F32 a, F32 b) {
 TESSERA_VEC F32 sqrt(F32 a) {
   return {TESSERA_MM(sqrt_ps)(a.v)};
 }
+// In each 128 bits: the low (high) words, or pairs of words, of both in turn.
+TESSERA_VEC I32 unpack_low(I32 a, I32 b) {
+  return {TESSERA_MM(unpacklo_epi32)(a.v, b.v)};
+}
+TESSERA_VEC I32 unpack_high(I32 a, I32 b) {
+  return {TESSERA_MM(unpackhi_epi32)(a.v, b.v)};
+}
+TESSERA_VEC I32 unpack_low_pairs(I32 a, I32 b) {
+  return {TESSERA_MM(unpacklo_epi64)(a.v, b.v)};
+}
+TESSERA_VEC I32 unpack_high_pairs(I32 a, I32 b) {
+  return {TESSERA_MM(unpackhi_epi64)(a.v, b.v)};
+}
 TESSERA_VEC I32 operator+(I32 a, I32 b) {
   return {TESSERA_MM(add_epi32)(a.v, b.v)};
 }

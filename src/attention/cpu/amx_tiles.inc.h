@@ -19,6 +19,11 @@ inline namespace TESSERA_SIMD_NAMESPACE {
 inline constexpr int kTileSide = 16;      // rows of a tile; columns of f32
 inline constexpr int kTileElements = 32;  // bf16 of a tile's row
 
+// Rounded up to whole rows of a tile.
+constexpr int whole_steps(int elements) {
+  return (elements + kTileElements - 1) / kTileElements * kTileElements;
+}
+
 #if !defined(TESSERA_EMULATED_TILES)
 
 // All eight as 16 x 64. Zeroes them.

@@ -20,12 +20,8 @@
 namespace tessera::attention {
 inline namespace TESSERA_SIMD_NAMESPACE {
 
-inline constexpr int kAmxRows = 128;  // of a block
-inline constexpr int kStep = 32;      // keys or rows of a unit; bf16 of a tile's row
-
-constexpr int whole_steps(int dim) {
-  return (dim + kStep - 1) / kStep * kStep;
-}
+inline constexpr int kAmxRows = 128;         // of a block
+inline constexpr int kStep = kTileElements;  // keys or rows of a unit
 
 // Takes pieces of 64-byte aligned memory one after the other; counts them when there is none.
 class Pieces {
@@ -152,13 +148,6 @@ TESSERA_VEC void score_product(const uint16_t* a, const uint32_t* b, int dim, fl
   store_square<2, 2>(c, kStep);
 }
 
-TESSERA_VEC __m512i pair_of(F32 low, F32 high) {
-  const __m512bh both = _mm512_cvtne2ps_pbh(high.v, low.v);
-  __m512i bits;
-  __builtin_memcpy(&bits, &both, sizeof bits);
-  return bits;
-}
-
 // What a lane's row adds to its scores and gradients.
 struct Lanes {
   F32 lse, delta;
@@ -189,11 +178,8 @@ TESSERA_VEC void unit_gradients(const BackwardShape& shape, const BackwardRows& 
                                 int64_t first_key, int key, const AmxBlockMemory& block) {
   const F32 scale = set1(shape.scale * kLog2e);
   const Lanes low = Lanes::of(rows, row, first_key), high = Lanes::of(rows, row + 16, first_key);
-  const __m512i first_half = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                              39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i second_half = _mm512_add_epi16(first_half, _mm512_set1_epi16(16));
   for (int i = 0; i < kStep; i += 2) {
-    __m512i ds_rows[2];
+    I32 ds_rows[2];
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       const int at = i + j;
@@ -201,13 +187,15 @@ TESSERA_VEC void unit_gradients(const BackwardShape& shape, const BackwardRows& 
       F32 p0, p1, ds0, ds1;
       gradient<kMasked>(scale, low, key + at, s, dp, &p0, &ds0);
       gradient<kMasked>(scale, high, key + at, s + 16, dp + 16, &p1, &ds1);
-      ds_rows[j] = pair_of(ds0, ds1);
-      _mm512_store_si512(block.p + (key + at) * kAmxRows + row, pair_of(p0, p1));
-      _mm512_store_si512(block.ds + (key + at) * kAmxRows + row, ds_rows[j]);
+      ds_rows[j] = narrow_bf16_pair(ds0, ds1);
+      store_bf16_pair(block.p + (key + at) * kAmxRows + row, p0, p1);
+      store_i32(block.ds + (key + at) * kAmxRows + row, ds_rows[j]);
     }
-    uint32_t* pairs = block.ds_steps + (key + i) / 2 * kAmxRows + row;
-    _mm512_store_si512(pairs, _mm512_permutex2var_epi16(ds_rows[0], first_half, ds_rows[1]));
-    _mm512_store_si512(pairs + 16, _mm512_permutex2var_epi16(ds_rows[0], second_half, ds_rows[1]));
+    I32 pairs[2];
+    interleave_halves(ds_rows[0], ds_rows[1], pairs);
+    uint32_t* to = block.ds_steps + (key + i) / 2 * kAmxRows + row;
+    store_i32(to, pairs[0]);
+    store_i32(to + kLanes, pairs[1]);
   }
 }
 
@@ -300,12 +288,6 @@ inline int64_t block_bytes_amx(const BackwardShape& shape) {
   return AmxBlockMemory(shape, nullptr).bytes;
 }
 
-// [count rows][words] -> [words][64 columns].
-TESSERA_VEC void transpose_words(const uint32_t* from, int words, int count, uint32_t* to) {
-  pack::transpose(reinterpret_cast<const char*>(from), int64_t{words} * 4, words, count, nullptr,
-                  reinterpret_cast<char*>(to));
-}
-
 inline void pack_tile_amx(const BackwardShape& shape, const BackwardTile& tile, const void* const* k,
                           const void* const* v) {
   const AmxTile keys = tile_of(shape, tile);
@@ -320,7 +302,7 @@ inline void pack_tile_amx(const BackwardShape& shape, const BackwardTile& tile, 
   }
   // Pairs along head_dim by keys, on the way where dk will be, then their halves apart.
   uint32_t* pairs = reinterpret_cast<uint32_t*>(keys.dk);
-  transpose_words(reinterpret_cast<const uint32_t*>(keys.k), k_steps / 2, kKeyTile, pairs);
+  transpose_block(reinterpret_cast<const uint32_t*>(keys.k), k_steps / 2, k_steps / 2, kKeyTile, pairs);
   for (int d = 0; d < shape.k_width; d += 2) {
     for (int key = 0; key < kKeyTile; key += kLanes) {
       const __m512i both = _mm512_loadu_si512(pairs + d / 2 * kKeyTile + key);
@@ -347,7 +329,7 @@ TESSERA_VEC void pack_matrix(const BackwardShape& shape, const void* const* from
       interleave(staging + (i - 1) * words_each, staging + i * words_each, width,
                  steps + int64_t{row} / 2 * width);
     }
-    transpose_words(staging, words_each, end, pairs + chunk / 64 * words_each * 64);
+    transpose_block(staging, words_each, words_each, end, pairs + chunk / 64 * words_each * 64);
   }
 }
 
@@ -363,10 +345,7 @@ inline void pack_rows_amx(const BackwardShape& shape, const BackwardRows& rows, 
 }
 
 inline void sum_dq_amx(const BackwardShape& shape, const BackwardRows& rows, bool first, float* sum) {
-  const float* dq = AmxBlockMemory(shape, rows.memory).dq;
-  for (int64_t i = 0; i < words(kAmxRows, shape.k_width); i += kLanes) {
-    store(sum + i, first ? load(dq + i) : load(sum + i) + load(dq + i));
-  }
+  add_sums(AmxBlockMemory(shape, rows.memory).dq, words(kAmxRows, shape.k_width), first, sum);
 }
 
 inline void write_dq_amx(const BackwardShape& shape, int rows, const float* sum, void* const* out) {
@@ -389,11 +368,7 @@ inline void write_dq_amx(const BackwardShape& shape, int rows, const float* sum,
 inline void write_tile_amx(const BackwardShape& shape, const BackwardTile& tile, void* const* dk,
                            void* const* dv) {
   const AmxTile keys = tile_of(shape, tile);
-  for (int key = 0; key < kKeyTile; ++key) {
-    if (dk[key] == nullptr) continue;
-    store_row(keys.dk + key * shape.k_width, set1(shape.scale), shape.dtype, shape.head_dim, dk[key]);
-    store_row(keys.dv + key * shape.v_width, set1(1.0f), shape.dtype, shape.v_head_dim, dv[key]);
-  }
+  store_tile(shape, keys.dk, keys.dv, dk, dv);
 }
 
 }  // namespace TESSERA_SIMD_NAMESPACE

@@ -261,6 +261,12 @@ TESSERA_VEC void copy_row(const void* from, int n, int width, uint32_t* to) {
   __builtin_memset(bytes + kept, 0, static_cast<size_t>(width) * 2 - kept);
 }
 
+// `rows` rows of `row` words, the first `count` of each -> [count][64].
+TESSERA_VEC void transpose_block(const uint32_t* from, int row, int count, int rows, uint32_t* to) {
+  pack::transpose(reinterpret_cast<const char*>(from), int64_t{row} * 4, count, rows, nullptr,
+                  reinterpret_cast<char*>(to));
+}
+
 TESSERA_VEC void clear(float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, zero());
 }
@@ -555,12 +561,8 @@ void pack_tile(const BackwardShape& shape, const BackwardTile& tile, const void*
                reinterpret_cast<float*>(v_rows + key * v_row));
     }
   }
-  const auto transpose = [](const uint32_t* from, int row, int count, uint32_t* to) {
-    pack::transpose(reinterpret_cast<const char*>(from), int64_t{row} * 4, count, kKeyTile, nullptr,
-                    reinterpret_cast<char*>(to));
-  };
-  transpose(k_rows, k_row, shape.head_dim / T::kDepth, keys.k_columns);
-  transpose(v_rows, v_row, shape.v_head_dim / T::kDepth, keys.v_columns);
+  transpose_block(k_rows, k_row, shape.head_dim / T::kDepth, kKeyTile, keys.k_columns);
+  transpose_block(v_rows, v_row, shape.v_head_dim / T::kDepth, kKeyTile, keys.v_columns);
   if constexpr (T::kDepth > 1) {
     for (int key = 0; key < kKeyTile; key += 2) {
       const uint32_t* pair = k_rows + key * k_row;
@@ -602,13 +604,16 @@ void pack_rows(const BackwardShape& shape, const BackwardRows& rows, const void*
   clear(block.dq + begun, words(padded, k_width) - begun);
 }
 
+// sum = or += part.
+TESSERA_VEC void add_sums(const float* part, int64_t count, bool first, float* sum) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    store(sum + i, first ? load(part + i) : load(sum + i) + load(part + i));
+  }
+}
+
 template <class T>
 void sum_dq(const BackwardShape& shape, const BackwardRows& rows, bool first, float* sum) {
-  const float* dq = BlockMemory<T>(shape, rows).dq;
-  const int64_t count = words(rows.rows, shape.k_width);
-  for (int64_t i = 0; i < count; i += kLanes) {
-    store(sum + i, first ? load(dq + i) : load(sum + i) + load(dq + i));
-  }
+  add_sums(BlockMemory<T>(shape, rows).dq, words(rows.rows, shape.k_width), first, sum);
 }
 
 inline void write_dq(const BackwardShape& shape, int rows, const float* sum, void* const* out) {
@@ -634,15 +639,20 @@ void add_dq(const BackwardShape& shape, const BackwardRows& rows, bool first, vo
   }
 }
 
+// dk_sums [kKeyTile][k_width], dv_sums [kKeyTile][v_width] to the rows that are wanted.
+TESSERA_VEC void store_tile(const BackwardShape& shape, const float* dk_sums, const float* dv_sums,
+                            void* const* dk, void* const* dv) {
+  for (int key = 0; key < kKeyTile; ++key) {
+    if (dk[key] == nullptr) continue;
+    store_row(dk_sums + key * shape.k_width, set1(shape.scale), shape.dtype, shape.head_dim, dk[key]);
+    store_row(dv_sums + key * shape.v_width, set1(1.0f), shape.dtype, shape.v_head_dim, dv[key]);
+  }
+}
+
 template <class T>
 void write_tile(const BackwardShape& shape, const BackwardTile& tile, void* const* dk, void* const* dv) {
   const TileMemory<T> memory(shape, tile);
-  const int k_width = shape.k_width, v_width = shape.v_width;
-  for (int key = 0; key < kKeyTile; ++key) {
-    if (dk[key] == nullptr) continue;
-    store_row(memory.dk + key * k_width, set1(shape.scale), shape.dtype, shape.head_dim, dk[key]);
-    store_row(memory.dv + key * v_width, set1(1.0f), shape.dtype, shape.v_head_dim, dv[key]);
-  }
+  store_tile(shape, memory.dk, memory.dv, dk, dv);
 }
 
 template <class T>

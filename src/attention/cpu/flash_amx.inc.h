@@ -22,17 +22,14 @@
 namespace tessera::attention {
 inline namespace TESSERA_SIMD_NAMESPACE {
 
-constexpr int padded_dim(int head_dim) {
-  return (head_dim + kTileElements - 1) / kTileElements * kTileElements;
-}
-
 struct AmxScratch {
   alignas(64) float scores[2][kTileSide * kKeyTile];
   alignas(64) uint16_t rounded[2][kTileSide * kKeyTile];
   alignas(64) uint32_t k_tail[kTileSide * kKeyTile];  // last steps of K, zeros behind them
   alignas(64) uint8_t dropout[kTileSide * kKeyTile];
 };
-// Behind it: v_tail [32 key pairs][v_width] words, q_tail [2][16][padded_dim] bf16, o_tail [16][v_width] f32.
+// Behind it: v_tail [32 key pairs][v_width] words, q_tail [2][16][whole_steps] bf16, o_tail [16][v_width]
+// f32.
 struct AmxTails {
   char* v;
   uint16_t* q;
@@ -40,7 +37,7 @@ struct AmxTails {
   AmxTails(void* scratch, int head_dim, int v_width) {
     v = static_cast<char*>(scratch) + sizeof(AmxScratch);
     q = reinterpret_cast<uint16_t*>(v + int64_t{kKeyTile} / 2 * v_width * 4);
-    o = reinterpret_cast<float*>(q + 2 * kTileSide * padded_dim(head_dim));
+    o = reinterpret_cast<float*>(q + 2 * kTileSide * whole_steps(head_dim));
   }
 };
 
@@ -85,7 +82,7 @@ TESSERA_VEC AmxBlock next_block(const AmxWalk& w, int row, int end_row, int buff
     }
     if (end <= first) continue;
     const int64_t keys = end - first < w.tile.valid ? end - first : w.tile.valid;
-    const int width = padded_dim(w.rows.head_dim);
+    const int width = whole_steps(w.rows.head_dim);
     const uint16_t* q = static_cast<const uint16_t*>(w.rows.q) + int64_t{row} * width;
     if (count < kTileSide) {
       uint16_t* copy = w.tails.q + buffer * kTileSide * width;
@@ -113,7 +110,7 @@ TESSERA_VEC void score_columns(const AmxWalk& w, const AmxBlock& block, int unit
     }
   }
   if (unit == 0) zero_sums<count>();
-  multiply_row<count>(block.q + unit * kTileElements, int64_t{2} * padded_dim(w.rows.head_dim), k,
+  multiply_row<count>(block.q + unit * kTileElements, int64_t{2} * whole_steps(w.rows.head_dim), k,
                       kKeyTile * 4);
   if (unit + 1 == w.steps) store_sums<count>(w.scratch.scores[block.buffer], kKeyTile * 4);
 }
@@ -220,7 +217,7 @@ TESSERA_VEC AmxWalk start_walk(const ItemRows& rows, const TilePair& tile) {
             tile.data,
             nullptr,
             {v, v + kTileSide * v_row},
-            padded_dim(rows.head_dim) / kTileElements,
+            whole_steps(rows.head_dim) / kTileElements,
             v_row,
             {end, reinterpret_cast<uintptr_t>(next) - end}};
   constexpr int kStepBytes = kTileElements / 2 * kKeyTile * 4;
@@ -289,15 +286,15 @@ void walk_amx(const ItemRows& rows, int first_row, int count, const TilePair& ti
 // ---- the functions of the table ----
 
 inline int64_t query_bytes_amx(int head_dim) {
-  return int64_t{2} * padded_dim(head_dim);
+  return int64_t{2} * whole_steps(head_dim);
 }
 inline int64_t scratch_bytes_amx(int head_dim, int v_width) {
   return static_cast<int64_t>(sizeof(AmxScratch)) + int64_t{kKeyTile} / 2 * v_width * 4 +
-         int64_t{2} * 2 * kTileSide * padded_dim(head_dim) + int64_t{4} * kTileSide * v_width;
+         int64_t{2} * 2 * kTileSide * whole_steps(head_dim) + int64_t{4} * kTileSide * v_width;
 }
 inline void pack_query_amx(const float* q, int head_dim, float scale, void* packed) {
   uint16_t* to = static_cast<uint16_t*>(packed);
-  for (int d = 0; d < padded_dim(head_dim); d += kLanes) {
+  for (int d = 0; d < whole_steps(head_dim); d += kLanes) {
     const int left = head_dim - d < 0 ? 0 : head_dim - d;
     store_bf16(to + d, load_n(q + d, left < kLanes ? left : kLanes) * set1(scale));
   }

@@ -20,53 +20,34 @@ inline namespace TESSERA_SIMD_NAMESPACE {
 #if defined(__AVX512F__)
 
 // Rows i, i + 4, i + 8, i + 12: their 16 bytes to lanes 0 to 3.
-TESSERA_VEC __m512i gather_lanes(const char* p, int64_t row_bytes) {
+TESSERA_VEC simd::I32 gather_lanes(const char* p, int64_t row_bytes) {
   const auto piece = [](const char* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
   __m512i v = _mm512_broadcast_i32x4(piece(p));
   v = _mm512_mask_broadcast_i32x4(v, 0x00f0, piece(p + 4 * row_bytes));
   v = _mm512_mask_broadcast_i32x4(v, 0x0f00, piece(p + 8 * row_bytes));
-  return _mm512_mask_broadcast_i32x4(v, 0xf000, piece(p + 12 * row_bytes));
-}
-TESSERA_VEC void transpose_words(const char* in, int64_t row_bytes, simd::I32 (&out)[4]) {
-  const __m512i a = gather_lanes(in, row_bytes), b = gather_lanes(in + row_bytes, row_bytes),
-                c = gather_lanes(in + 2 * row_bytes, row_bytes),
-                d = gather_lanes(in + 3 * row_bytes, row_bytes);
-  const __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
-  const __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
-  out[0].v = _mm512_unpacklo_epi64(ab_low, cd_low);
-  out[1].v = _mm512_unpackhi_epi64(ab_low, cd_low);
-  out[2].v = _mm512_unpacklo_epi64(ab_high, cd_high);
-  out[3].v = _mm512_unpackhi_epi64(ab_high, cd_high);
+  return {_mm512_mask_broadcast_i32x4(v, 0xf000, piece(p + 12 * row_bytes))};
 }
 TESSERA_VEC void split_halves(simd::I32 halves, simd::F32 (&out)[2]) {
   out[0].v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(halves.v));
   out[1].v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(halves.v, 16)));
 }
-TESSERA_VEC void interleave_rows(const char* a, const char* b, simd::I32 (&out)[2]) {
+// The same of rows in registers.
+TESSERA_VEC void interleave_halves(simd::I32 a, simd::I32 b, simd::I32 (&out)[2]) {
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
                                        38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
-  out[0].v = _mm512_permutex2var_epi16(x, low, y);
-  out[1].v = _mm512_permutex2var_epi16(x, high, y);
+  out[0].v = _mm512_permutex2var_epi16(a.v, low, b.v);
+  out[1].v = _mm512_permutex2var_epi16(a.v, high, b.v);
+}
+TESSERA_VEC void interleave_rows(const char* a, const char* b, simd::I32 (&out)[2]) {
+  interleave_halves(simd::load_i32(a), simd::load_i32(b), out);
 }
 
 #elif defined(__AVX2__)
 
-TESSERA_VEC __m256i gather_lanes(const char* p, int64_t row_bytes) {
+TESSERA_VEC simd::I32 gather_lanes(const char* p, int64_t row_bytes) {
   const auto piece = [](const char* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(piece(p)), piece(p + 4 * row_bytes), 1);
-}
-TESSERA_VEC void transpose_words(const char* in, int64_t row_bytes, simd::I32 (&out)[4]) {
-  const __m256i a = gather_lanes(in, row_bytes), b = gather_lanes(in + row_bytes, row_bytes),
-                c = gather_lanes(in + 2 * row_bytes, row_bytes),
-                d = gather_lanes(in + 3 * row_bytes, row_bytes);
-  const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
-  const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
-  out[0].v = _mm256_unpacklo_epi64(ab_low, cd_low);
-  out[1].v = _mm256_unpackhi_epi64(ab_low, cd_low);
-  out[2].v = _mm256_unpacklo_epi64(ab_high, cd_high);
-  out[3].v = _mm256_unpackhi_epi64(ab_high, cd_high);
+  return {_mm256_inserti128_si256(_mm256_castsi128_si256(piece(p)), piece(p + 4 * row_bytes), 1)};
 }
 TESSERA_VEC void split_halves(simd::I32 halves, simd::F32 (&out)[2]) {
   const __m256i low = _mm256_and_si256(halves.v, _mm256_set1_epi32(0xffff)),
@@ -118,6 +99,20 @@ TESSERA_VEC void interleave_rows(const char* a, const char* b, simd::I32 (&out)[
   __builtin_memcpy(&out[1].v, &high, sizeof high);
 }
 
+#endif
+
+#if defined(__AVX2__)
+TESSERA_VEC void transpose_words(const char* in, int64_t row_bytes, simd::I32 (&out)[4]) {
+  using simd::I32;
+  const I32 a = gather_lanes(in, row_bytes), b = gather_lanes(in + row_bytes, row_bytes);
+  const I32 c = gather_lanes(in + 2 * row_bytes, row_bytes), d = gather_lanes(in + 3 * row_bytes, row_bytes);
+  const I32 ab_low = simd::unpack_low(a, b), ab_high = simd::unpack_high(a, b);
+  const I32 cd_low = simd::unpack_low(c, d), cd_high = simd::unpack_high(c, d);
+  out[0] = simd::unpack_low_pairs(ab_low, cd_low);
+  out[1] = simd::unpack_high_pairs(ab_low, cd_low);
+  out[2] = simd::unpack_low_pairs(ab_high, cd_high);
+  out[3] = simd::unpack_high_pairs(ab_high, cd_high);
+}
 #endif
 
 }  // namespace TESSERA_SIMD_NAMESPACE

@@ -20,6 +20,13 @@
 namespace tessera::attention {
 inline namespace TESSERA_SIMD_NAMESPACE {
 
+// Columns of one row, each by load_at(element).
+template <int columns, typename Load>
+TESSERA_VEC void row_columns(const char* row, int element_bytes, F32 (&out)[columns], Load&& load_at) {
+#pragma GCC unroll 8
+  for (int n = 0; n < columns; ++n) out[n] = load_at(row + n * kLanes * element_bytes);
+}
+
 // How rows of one dtype give T's operands. key_parts: of a word of kLanes keys, in rising d. values: one step
 // of V from `row` on, `columns` vectors of it.
 struct RowsOfF32 {
@@ -28,8 +35,8 @@ struct RowsOfF32 {
   TESSERA_VEC void key_parts(I32 word, F32 (&parts)[1]) { parts[0] = as_f32(word); }
   template <int columns>
   TESSERA_VEC void values(const char* row, int64_t, F32 (&out)[columns]) {
-#pragma GCC unroll 8
-    for (int n = 0; n < columns; ++n) out[n] = load(reinterpret_cast<const float*>(row) + n * kLanes);
+    row_columns(row, kElementBytes, out,
+                [](const char* at) { return load(reinterpret_cast<const float*>(at)); });
   }
 };
 
@@ -39,8 +46,8 @@ struct RowsOfF16 {
   TESSERA_VEC void key_parts(I32 word, F32 (&parts)[2]) { split_halves(word, parts); }
   template <int columns>
   TESSERA_VEC void values(const char* row, int64_t, F32 (&out)[columns]) {
-#pragma GCC unroll 8
-    for (int n = 0; n < columns; ++n) out[n] = load_f16(reinterpret_cast<const uint16_t*>(row) + n * kLanes);
+    row_columns(row, kElementBytes, out,
+                [](const char* at) { return load_f16(reinterpret_cast<const uint16_t*>(at)); });
   }
 };
 
@@ -54,8 +61,8 @@ struct RowsOfSplit {
   }
   template <int columns>
   TESSERA_VEC void values(const char* row, int64_t, F32 (&out)[columns]) {
-#pragma GCC unroll 8
-    for (int n = 0; n < columns; ++n) out[n] = load_bf16(reinterpret_cast<const uint16_t*>(row) + n * kLanes);
+    row_columns(row, kElementBytes, out,
+                [](const char* at) { return load_bf16(reinterpret_cast<const uint16_t*>(at)); });
   }
 };
 
