@@ -25,6 +25,7 @@ endfunction()
 #   Files under cpu/ named *_ISA.cc (scalar, avx2, avx512, avx512bf16, amx) get that ISA's flags.
 function(tessera_layer name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "/cuda/")  # those are tessera::cuda
   tessera_library(${name} SOURCES ${sources} ${ARGN})
 endfunction()
 

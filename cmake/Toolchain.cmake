@@ -9,11 +9,15 @@ if(TESSERA_MOLD)
 endif()
 
 # Law 1 (row invariance) needs the written order of operations: no contraction, fma is written out.
-add_compile_options(-ffp-contract=off -fno-math-errno -fstack-protector-strong -Wall -Wextra
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # g++ 12 at -O3 sees overlaps in std::string (GCC bug 105329)
-  -Wno-missing-field-initializers)  # designated initialisers leave defaults out on purpose
+# For C++ alone: Cuda.cmake has nvcc's.
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off> $<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>
+  $<$<COMPILE_LANGUAGE:CXX>:-fstack-protector-strong> $<$<COMPILE_LANGUAGE:CXX>:-Wall> $<$<COMPILE_LANGUAGE:CXX>:-Wextra>
+  # g++ 12 at -O3 sees overlaps in std::string (GCC bug 105329)
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
+  # designated initialisers leave defaults out on purpose
+  $<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers>)
 if(TESSERA_WERROR)
-  add_compile_options(-Werror)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
 if(TESSERA_SANITIZE)
   add_compile_options(-fsanitize=${TESSERA_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)

@@ -128,6 +128,8 @@ struct AttentionProblem {
   Dropout dropout;
   const void* sinks = nullptr;  // room for attention sinks; must be null today
   const void* bias = nullptr;   // room for a learned bias with a gradient; must be null today
+  // With cu_seqlens on a device, which the host does not read: rows and keys of all sequences. 0: read from there.
+  int64_t total_q = 0, total_k = 0;
 };
 
 // Checks everything that can be checked without the tensors: the Status names the field, its value and the

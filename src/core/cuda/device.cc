@@ -1,0 +1,218 @@
+#include "core/cuda/device.h"
+
+#include <cuda_runtime.h>
+
+#include "core/format.h"
+
+namespace tessera::cuda {
+namespace {
+
+cudaStream_t raw(const Stream& stream) {
+  return static_cast<cudaStream_t>(stream.handle());
+}
+
+}  // namespace
+
+Status to_status(int cuda_error, const std::string& what) {
+  const auto error = static_cast<cudaError_t>(cuda_error);
+  if (error == cudaSuccess) return {};
+  const std::string message = format("{}: {} ({})", what, cudaGetErrorName(error), cudaGetErrorString(error));
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return resource_exhausted(message);
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInitializationError:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorStubLibrary:
+      return Status(StatusCode::unavailable, message);
+    default:
+      return Status(StatusCode::internal, message);
+  }
+}
+
+Status launched(const char* kernel, const std::string& problem) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return {};
+  return to_status(error, format("kernel {} for {}", kernel, problem));
+}
+
+Result<int> device_count() {
+  int count = 0;
+  TESSERA_RETURN_IF_ERROR(to_status(cudaGetDeviceCount(&count), "no CUDA device"));
+  return count;
+}
+
+Result<DeviceProperties> device_properties(int ordinal) {
+  TESSERA_ASSIGN_OR_RETURN(const int count, device_count());
+  if (ordinal < 0 || ordinal >= count) {
+    return invalid_argument(format("device={} must be from 0 to {}", ordinal, count - 1), "device");
+  }
+  cudaDeviceProp got;
+  TESSERA_RETURN_IF_ERROR(to_status(cudaGetDeviceProperties(&got, ordinal), "device properties"));
+  DeviceProperties properties;
+  properties.ordinal = ordinal;
+  properties.name = got.name;
+  properties.major = got.major;
+  properties.minor = got.minor;
+  properties.multiprocessors = got.multiProcessorCount;
+  properties.shared_bytes = static_cast<int64_t>(got.sharedMemPerBlockOptin);
+  properties.l2_bytes = got.l2CacheSize;
+  properties.memory_bytes = static_cast<int64_t>(got.totalGlobalMem);
+  TESSERA_RETURN_IF_ERROR(to_status(cudaDriverGetVersion(&properties.driver), "driver version"));
+  return properties;
+}
+
+Status set_device(int ordinal) {
+  return to_status(cudaSetDevice(ordinal), format("device {}", ordinal));
+}
+
+Result<std::pair<int64_t, int64_t>> memory_info() {
+  size_t free = 0, total = 0;
+  TESSERA_RETURN_IF_ERROR(to_status(cudaMemGetInfo(&free, &total), "device memory"));
+  return std::pair<int64_t, int64_t>{static_cast<int64_t>(free), static_cast<int64_t>(total)};
+}
+
+Result<DeviceBuffer> DeviceBuffer::create(size_t bytes, const char* what) {
+  DeviceBuffer buffer;
+  if (bytes == 0) return buffer;
+  const cudaError_t error = cudaMalloc(&buffer.data_, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // or the next launch would report it
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    return resource_exhausted(
+        format("{} needs {} bytes of device memory, {} of {} are free", what, bytes, free, total));
+  }
+  TESSERA_RETURN_IF_ERROR(to_status(error, format("{} bytes of device memory for {}", bytes, what)));
+  buffer.size_ = bytes;
+  return buffer;
+}
+
+void DeviceBuffer::reset() {
+  if (data_ != nullptr) cudaFree(data_);
+  data_ = nullptr;
+  size_ = 0;
+}
+
+Result<Stream> Stream::create() {
+  cudaStream_t handle = nullptr;
+  TESSERA_RETURN_IF_ERROR(to_status(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "a stream"));
+  return Stream(handle, true);
+}
+
+Stream::~Stream() {
+  if (owned_) cudaStreamDestroy(static_cast<cudaStream_t>(handle_));
+}
+
+Status Stream::synchronize() const {
+  return to_status(cudaStreamSynchronize(raw(*this)), "waiting for a stream");
+}
+
+Result<bool> Stream::capturing() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  TESSERA_RETURN_IF_ERROR(to_status(cudaStreamIsCapturing(raw(*this), &status), "a stream's capture"));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+Result<Event> Event::create() {
+  cudaEvent_t handle = nullptr;
+  TESSERA_RETURN_IF_ERROR(to_status(cudaEventCreate(&handle), "an event"));
+  return Event(handle);
+}
+
+Event::~Event() {
+  if (handle_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
+}
+
+Status Event::record(const Stream& stream) const {
+  return to_status(cudaEventRecord(static_cast<cudaEvent_t>(handle_), raw(stream)), "an event");
+}
+
+Result<float> Event::since(const Event& start) const {
+  TESSERA_RETURN_IF_ERROR(
+      to_status(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)), "waiting for an event"));
+  float milliseconds = 0;
+  TESSERA_RETURN_IF_ERROR(
+      to_status(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(start.handle_),
+                                     static_cast<cudaEvent_t>(handle_)),
+                "time between events"));
+  return milliseconds;
+}
+
+Result<Graph> Graph::capture(const Stream& stream, const std::function<Status()>& work) {
+  TESSERA_RETURN_IF_ERROR(
+      to_status(cudaStreamBeginCapture(raw(stream), cudaStreamCaptureModeThreadLocal), "capturing a graph"));
+  const Status worked = work();
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(raw(stream), &graph);
+  if (!worked.ok() || ended != cudaSuccess) {
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    TESSERA_RETURN_IF_ERROR(worked);
+    return to_status(ended, "capturing a graph");
+  }
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  TESSERA_RETURN_IF_ERROR(to_status(made, "instantiating a graph"));
+  return Graph(exec);
+}
+
+Graph::~Graph() {
+  if (handle_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(handle_));
+}
+
+Status Graph::launch(const Stream& stream) const {
+  return to_status(cudaGraphLaunch(static_cast<cudaGraphExec_t>(handle_), raw(stream)), "launching a graph");
+}
+
+Status copy(void* destination, const void* source, size_t bytes, const Stream& stream) {
+  return to_status(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, raw(stream)),
+                   format("copying {} bytes", bytes));
+}
+
+Status fill_bytes(void* destination, int value, size_t bytes, const Stream& stream) {
+  return to_status(cudaMemsetAsync(destination, value, bytes, raw(stream)),
+                   format("filling {} bytes", bytes));
+}
+
+Result<void*> DeviceWorkspace::get(int slot, size_t bytes, const Stream& stream) {
+  DeviceBuffer& buffer = slots_[slot];
+  if (buffer.size() >= bytes) return buffer.data();
+  TESSERA_ASSIGN_OR_RETURN(const bool capturing, stream.capturing());
+  if (capturing) {
+    return Status(
+        StatusCode::unavailable,
+        format("the workspace must grow to {} bytes, which a stream that is being captured cannot do: run "
+               "the call once before capturing it",
+               bytes));
+  }
+  TESSERA_ASSIGN_OR_RETURN(DeviceBuffer grown, DeviceBuffer::create(bytes + bytes / 4, "workspace"));
+  TESSERA_RETURN_IF_ERROR(fill_bytes(grown.data(), 0, grown.size(), stream));
+  if (buffer.size() != 0) retired_.push_back(std::move(buffer));
+  buffer = std::move(grown);
+  return buffer.data();
+}
+
+size_t DeviceWorkspace::bytes() const {
+  size_t sum = 0;
+  for (const DeviceBuffer& buffer : slots_) sum += buffer.size();
+  for (const DeviceBuffer& buffer : retired_) sum += buffer.size();
+  return sum;
+}
+
+Result<Launch> Launch::create(int ordinal) {
+  TESSERA_ASSIGN_OR_RETURN(DeviceProperties properties, device_properties(ordinal));
+  TESSERA_RETURN_IF_ERROR(set_device(ordinal));
+  TESSERA_ASSIGN_OR_RETURN(Stream stream, Stream::create());
+  return Launch{std::move(stream), std::move(properties), {}};
+}
+
+Result<Launch> Launch::create(int ordinal, void* stream) {
+  TESSERA_ASSIGN_OR_RETURN(DeviceProperties properties, device_properties(ordinal));
+  return Launch{Stream::of(stream), std::move(properties), {}};
+}
+
+}  // namespace tessera::cuda
