@@ -1,13 +1,14 @@
-# cmake --install: the attention library for find_package(Tessera), which gives Tessera::attention. Public headers and
-# static libraries; all that a user's build must have besides is threads.
+# cmake --install: the attention library for find_package(Tessera), which gives Tessera::attention, and Tessera::cuda for
+# what tessera/cuda.h declares. Public headers and static libraries; all that a user's build must have besides is threads,
+# and with Tessera::cuda of a build with CUDA kernels the CUDA toolkit.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/Tessera)
 
-foreach(library base simd attention)
+foreach(library base simd attention cuda)
   set_target_properties(tessera_${library} PROPERTIES EXPORT_NAME ${library})
 endforeach()
-install(TARGETS tessera_base tessera_simd tessera_attention EXPORT TesseraTargets
+install(TARGETS tessera_base tessera_simd tessera_attention tessera_cuda EXPORT TesseraTargets
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT attention)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/tessera DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   COMPONENT attention FILES_MATCHING PATTERN *.h)

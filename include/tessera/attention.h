@@ -128,7 +128,8 @@ struct AttentionProblem {
   Dropout dropout;
   const void* sinks = nullptr;  // room for attention sinks; must be null today
   const void* bias = nullptr;   // room for a learned bias with a gradient; must be null today
-  // With cu_seqlens on a device, which the host does not read: rows and keys of all sequences. 0: read from there.
+  // With cu_seqlens: rows and keys of all sequences, their last entries. On a device, where the host does not
+  // read those, they must be given; on the CPU they may be left 0.
   int64_t total_q = 0, total_k = 0;
 };
 
@@ -181,5 +182,7 @@ enum class Pass : uint8_t { forward, backward };
 // Which kernel the problem gets on this machine and why each other one was not taken; one line each, the
 // taken one begins with "> ".
 std::string explain(const AttentionProblem& problem, Pass pass);
+// The same for the machine or device of a context.
+std::string explain(Context& context, const AttentionProblem& problem, Pass pass);
 
 }  // namespace tessera::attention

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention/dense_tiles.h"
+#include "attention/device_kernels.h"
 #include "attention/paged.h"
 #include "attention/plan_runner.h"
 #include "attention/registry.h"
@@ -88,7 +89,18 @@ Status checked_forward(Context& context, const AttentionProblem& problem, const 
 
 Status forward(Context& context, const AttentionProblem& problem, const ForwardTensors& tensors,
                const Tuning& tuning) {
-  return at_boundary([&] { return checked_forward(context, problem, tensors, tuning); });
+  return at_boundary([&] {
+    if (context.attention == nullptr) return checked_forward(context, problem, tensors, tuning);
+    if (tuning.schedule != Schedule::fa2) {
+      return unsupported(format("schedule={} on a device must be fa2", static_cast<int>(tuning.schedule)),
+                         "schedule");
+    }
+    return context.attention->forward(problem, tensors);
+  });
+}
+
+std::string explain(Context& context, const AttentionProblem& problem, Pass pass) {
+  return context.attention != nullptr ? context.attention->explain(problem, pass) : explain(problem, pass);
 }
 
 }  // namespace tessera::attention

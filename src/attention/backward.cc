@@ -24,6 +24,7 @@
 #include "attention/backward_registry.h"
 #include "attention/cpu/backward_kernel.h"
 #include "attention/cpu/kernel_scope.h"
+#include "attention/device_kernels.h"
 #include "attention/dropout.h"
 #include "attention/execution.h"
 #include "attention/unseen_keys.h"
@@ -462,6 +463,9 @@ Status check_tensors(const AttentionProblem& p, const BackwardTensors& t) {
 }  // namespace
 
 Status backward(Context& context, const AttentionProblem& problem, const BackwardTensors& t) {
+  if (context.attention != nullptr) {
+    return at_boundary([&] { return context.attention->backward(problem, t); });
+  }
   TESSERA_RETURN_IF_ERROR(validate(problem));
   TESSERA_ASSIGN_OR_RETURN(const BackwardKernel* kernel, find_backward(problem));
   TESSERA_RETURN_IF_ERROR(check_tensors(problem, t));

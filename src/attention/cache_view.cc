@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "attention/device_kernels.h"
 #include "attention/rope.h"
 #include "attention/view_runner.h"
 #include "core/boundary.h"
@@ -244,6 +245,7 @@ void append_rows(Context& context, const AttentionProblem& p, const CheckedView&
 Status attend_cache(Context& context, const AttentionProblem& problem, const CacheView& cache,
                     const CacheAppend& append, const CacheTensors& tensors) {
   return at_boundary([&]() -> Status {
+    if (context.attention != nullptr) return context.attention->attend_cache(problem, cache, append, tensors);
     TESSERA_ASSIGN_OR_RETURN(const CheckedView view, CheckedView::create(problem, cache, append, tensors));
     TESSERA_ASSIGN_OR_RETURN(ViewRunner runner,
                              ViewRunner::create(context, problem, view, append.rotary, tensors));

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "attention/device_kernels.h"
 #include "attention/execution.h"
 #include "attention/kv_storage.h"
 #include "attention/paged.h"
@@ -153,6 +154,7 @@ int64_t KvCache::bytes_per_block() const {
 
 Status KvCache::append(Context& context, int layer, std::span<const CacheSequence> sequences, DType dtype,
                        const Strided<const void*>& k, const Strided<const void*>& v, const Rotary* rotary) {
+  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "KvCache::append"));
   return at_boundary([&]() -> Status {
     KvStorage& storage = impl_->storage;
     const KvFormat& format = storage.format();
@@ -235,6 +237,7 @@ struct CachePlan::Impl {
 Result<CachePlan> CachePlan::create(Context& context, const KvCache& cache, const AttentionProblem& problem,
                                     std::span<const CacheSequence> sequences,
                                     const CachePlanOptions& options) {
+  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "CachePlan::create"));
   std::unique_ptr<Impl> impl;
   const Status status = at_boundary([&]() -> Status {
     if (problem.mask.tensor.kind != MaskKind::none || problem.mask.ancestors.tree_keys != 0)
@@ -301,6 +304,7 @@ CachePlan& CachePlan::operator=(CachePlan&&) noexcept = default;
 CachePlan::~CachePlan() = default;
 
 Status CachePlan::attend(Context& context, const KvCache& cache, int layer, const CacheQuery& query) const {
+  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "CachePlan::attend"));
   return at_boundary([&]() -> Status {
     const AttentionProblem& p = impl_->problem;
     const KvStorage& storage = cache.impl_->storage;

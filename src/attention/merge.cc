@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention/cpu/row_kernels.h"
+#include "attention/device_kernels.h"
 #include "attention/execution.h"
 #include "core/boundary.h"
 #include "core/context.h"
@@ -113,6 +114,7 @@ Status merge(Context& context, const MergeProblem& p, std::span<const AttentionP
 
 Status merge_states(Context& context, const MergeProblem& problem, std::span<const AttentionPart> parts,
                     const Strided<void*>& o, const Strided<float*>& lse) {
+  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "merge_states"));
   return at_boundary([&] { return merge(context, problem, parts, o, lse); });
 }
 

@@ -1,6 +1,7 @@
 #include "attention/problem.h"
 
 #include <cmath>
+#include <tuple>
 
 #include "attention/execution.h"
 #include "attention/sequences.h"
@@ -73,6 +74,20 @@ Status validate_sizes(const AttentionProblem& p) {
   return {};
 }
 
+Status validate_slopes(const AttentionProblem& p) {
+  if (p.alibi_slopes == nullptr) return {};
+  const int64_t rows = p.alibi_batch_stride > 0 ? p.batch : 1;
+  for (int64_t i = 0; i < rows * p.heads; ++i) {
+    const float slope = p.alibi_slopes[i / p.heads * p.alibi_batch_stride + i % p.heads];
+    if (!std::isfinite(slope)) {
+      return invalid_argument(format("alibi_slopes of batch {} and head {} is {}; it must be finite",
+                                     i / p.heads, i % p.heads, slope),
+                              "alibi_slopes");
+    }
+  }
+  return {};
+}
+
 Status validate_scores(const AttentionProblem& p) {
   if (!is_float(p.dtype)) {
     return unsupported(format("dtype={} is not supported; use f32, f16 or bf16", name(p.dtype)), "dtype");
@@ -90,17 +105,6 @@ Status validate_scores(const AttentionProblem& p) {
       (p.alibi_batch_stride > 0 && p.alibi_batch_stride < p.heads)) {
     return out_of_range("alibi_batch_stride", p.alibi_batch_stride,
                         "0, or with alibi_slopes at least the number of heads");
-  }
-  if (p.alibi_slopes != nullptr) {
-    const int64_t rows = p.alibi_batch_stride > 0 ? p.batch : 1;
-    for (int64_t i = 0; i < rows * p.heads; ++i) {
-      const float slope = p.alibi_slopes[i / p.heads * p.alibi_batch_stride + i % p.heads];
-      if (!std::isfinite(slope)) {
-        return invalid_argument(format("alibi_slopes of batch {} and head {} is {}; it must be finite",
-                                       i / p.heads, i % p.heads, slope),
-                                "alibi_slopes");
-      }
-    }
   }
   if (p.sinks != nullptr) return unsupported("sinks are not supported; pass null", "sinks");
   if (p.bias != nullptr) return unsupported("a learned bias is not supported; pass null", "bias");
@@ -124,16 +128,38 @@ Status validate_cumulative(const char* field, const int32_t* sums, int64_t batch
   return {};
 }
 
-Status validate_sequences(const AttentionProblem& p) {
+Status validate_layout(const AttentionProblem& p) {
   if ((p.cu_seqlens_q == nullptr) != (p.cu_seqlens_k == nullptr)) {
     return invalid_argument("cu_seqlens_q and cu_seqlens_k must both be given or both be null",
                             p.cu_seqlens_q == nullptr ? "cu_seqlens_q" : "cu_seqlens_k");
   }
+  for (const auto& [total, field] : {std::pair{p.total_q, "total_q"}, std::pair{p.total_k, "total_k"}}) {
+    if (total < 0 || total > INT32_MAX) return out_of_range(field, total, "from 0 to 2^31 - 1");
+    if (total != 0 && p.cu_seqlens_q == nullptr) return out_of_range(field, total, "0 without cu_seqlens");
+  }
+  return {};
+}
+
+// total_q and total_k say again what cu_seqlens say.
+Status validate_totals(const AttentionProblem& p) {
+  const std::tuple<int64_t, int32_t, const char*> totals[] = {
+      {p.total_q, p.cu_seqlens_q[p.batch], "total_q"}, {p.total_k, p.cu_seqlens_k[p.batch], "total_k"}};
+  for (const auto& [total, last, field] : totals) {
+    if (total == 0 || total == last) continue;
+    return invalid_argument(
+        format("{}={} must be 0 or the last entry of cu_seqlens_{}, {}", field, total, field[6], last),
+        field);
+  }
+  return {};
+}
+
+Status validate_sequences(const AttentionProblem& p) {
   if (p.cu_seqlens_q != nullptr) {
     TESSERA_RETURN_IF_ERROR(
         validate_cumulative("cu_seqlens_q", p.cu_seqlens_q, p.batch, p.seqlen_q, "seqlen_q"));
     TESSERA_RETURN_IF_ERROR(
         validate_cumulative("cu_seqlens_k", p.cu_seqlens_k, p.batch, p.seqlen_k, "seqlen_k"));
+    TESSERA_RETURN_IF_ERROR(validate_totals(p));
   }
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t length = p.cu_seqlens_k != nullptr ? p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b] : p.seqlen_k;
@@ -191,6 +217,12 @@ Status validate_ancestors(const AttentionProblem& p) {
   if (tree.bits == nullptr && p.batch * p.seqlen_q > 0) {
     return invalid_argument("ancestors.bits is null", "ancestors.bits");
   }
+  return {};
+}
+
+Status validate_tree(const AttentionProblem& p) {
+  const Ancestors& tree = p.mask.ancestors;
+  if (tree.tree_keys == 0) return {};
   for (int64_t b = 0; b < p.batch; ++b) {
     const SequenceView s = sequence_of(p, b);
     if (s.rows == 0) continue;
@@ -238,16 +270,23 @@ Status validate_dropout(const AttentionProblem& p) {
 
 }  // namespace
 
-Status validate(const AttentionProblem& p) {
+Status validate_sizes_and_options(const AttentionProblem& p) {
   if (p.struct_size != sizeof(AttentionProblem)) {
     return out_of_range("struct_size", p.struct_size, "sizeof(AttentionProblem) of this build");
   }
   TESSERA_RETURN_IF_ERROR(validate_sizes(p));
   TESSERA_RETURN_IF_ERROR(validate_scores(p));
-  TESSERA_RETURN_IF_ERROR(validate_sequences(p));
+  TESSERA_RETURN_IF_ERROR(validate_layout(p));
   TESSERA_RETURN_IF_ERROR(validate_mask_tensor(p));
   TESSERA_RETURN_IF_ERROR(validate_ancestors(p));
   return validate_dropout(p);
+}
+
+Status validate(const AttentionProblem& p) {
+  TESSERA_RETURN_IF_ERROR(validate_sizes_and_options(p));
+  TESSERA_RETURN_IF_ERROR(validate_slopes(p));
+  TESSERA_RETURN_IF_ERROR(validate_sequences(p));
+  return validate_tree(p);
 }
 
 Status check_tensor(const char* field, const void* data, int64_t batch_stride, int64_t row_stride,

@@ -1,6 +1,7 @@
 // rope_forward and rope_backward over the caller's tensors.
 #include <cstring>
 
+#include "attention/device_kernels.h"
 #include "attention/execution.h"
 #include "attention/rope.h"
 #include "core/boundary.h"
@@ -123,11 +124,13 @@ Status rotate(Context& context, const RopeProblem& p, const Strided<const void*>
 
 Status rope_forward(Context& context, const RopeProblem& problem, const Strided<const void*>& x,
                     const Strided<void*>& out) {
+  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "rope_forward"));
   return at_boundary([&] { return rotate(context, problem, x, out, false); });
 }
 
 Status rope_backward(Context& context, const RopeProblem& problem, const Strided<const void*>& dout,
                      const Strided<void*>& dx) {
+  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "rope_backward"));
   return at_boundary([&] { return rotate(context, problem, dout, dx, true); });
 }
 

@@ -46,6 +46,12 @@ inline TensorAxes tensor_axes(const AttentionProblem& p) {
   return {1, p.cu_seqlens_q[p.batch], p.cu_seqlens_k[p.batch]};
 }
 
+// The same with arrays that the host does not read: total_q and total_k count rows and keys.
+inline TensorAxes device_tensor_axes(const AttentionProblem& p) {
+  if (p.cu_seqlens_q == nullptr) return {p.batch, p.seqlen_q, p.seqlen_k};
+  return {1, p.total_q, p.total_k};
+}
+
 // Checks a tensor [batches][rows][heads][dim] of `dtype`: not null when it has elements, aligned to them,
 // strides not negative and without overflow; a written one without strides of 0 along axes longer than 1.
 // The Status names `field`.

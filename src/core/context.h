@@ -1,4 +1,5 @@
-// Context: what every op gets first. On the CPU: a thread pool and scratch memory per worker.
+// Context: what every op gets first. On the CPU: a thread pool and scratch memory per worker. On a device:
+// the device's kernels, which have a stream and scratch of their own.
 #pragma once
 
 #include <vector>
@@ -8,6 +9,10 @@
 #include "core/thread_pool.h"
 
 namespace tessera {
+
+namespace attention {
+class DeviceKernels;  // the layer's own; core only hands it on
+}
 
 // Grow-only scratch of one worker. A pointer from get() lives until the next get() on the same slot.
 class Workspace {
@@ -38,6 +43,8 @@ struct Context {
   explicit Context(ThreadPool& pool_in) : pool(pool_in), workspaces(static_cast<size_t>(pool_in.size())) {}
   ThreadPool& pool;
   std::vector<Workspace> workspaces;  // [pool.size()], one per worker
+  // A device's; null: the CPU. Tensors are then device memory and the pool is not used.
+  attention::DeviceKernels* attention = nullptr;
 
   Workspace& workspace(int worker) { return workspaces[static_cast<size_t>(worker)]; }
 };

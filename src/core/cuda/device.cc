@@ -68,6 +68,38 @@ Status set_device(int ordinal) {
   return to_status(cudaSetDevice(ordinal), format("device {}", ordinal));
 }
 
+DeviceGuard::DeviceGuard(int ordinal) {
+  int current = 0;
+  status_ = to_status(cudaGetDevice(&current), "the current device");
+  if (!status_.ok() || current == ordinal) return;
+  status_ = set_device(ordinal);
+  if (status_.ok()) before_ = current;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
+
+Status check_resident(const char* field, const void* pointer, int ordinal) {
+  cudaPointerAttributes at{};
+  const cudaError_t error = cudaPointerGetAttributes(&at, pointer);
+  if (error == cudaErrorInvalidValue) {
+    cudaGetLastError();  // or the next launch would report it
+    at.type = cudaMemoryTypeUnregistered;
+  } else {
+    TESSERA_RETURN_IF_ERROR(to_status(error, format("where {} lies", field)));
+  }
+  if (at.type == cudaMemoryTypeManaged) return {};
+  if (at.type != cudaMemoryTypeDevice) {
+    return invalid_argument(format("{} is host memory; it must be on CUDA device {}", field, ordinal), field);
+  }
+  if (at.device == ordinal) return {};
+  return invalid_argument(
+      format("{} is on CUDA device {}; the context's is {}, and all tensors must be there", field, at.device,
+             ordinal),
+      field);
+}
+
 Result<std::pair<int64_t, int64_t>> memory_info() {
   size_t free = 0, total = 0;
   TESSERA_RETURN_IF_ERROR(to_status(cudaMemGetInfo(&free, &total), "device memory"));
@@ -178,7 +210,26 @@ Status fill_bytes(void* destination, int value, size_t bytes, const Stream& stre
                    format("filling {} bytes", bytes));
 }
 
+Result<void*> DeviceWorkspace::take(int slot, size_t bytes, const Stream& stream) {
+  auto& [data, size] = taken_[slot];
+  if (size >= bytes) return data;
+  void* const grown = source_(bytes);
+  if (grown == nullptr) {
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    return resource_exhausted(
+        format("workspace needs {} bytes of device memory, which the caller's allocator did not give; {} of "
+               "{} are free",
+               bytes, free, total));
+  }
+  TESSERA_RETURN_IF_ERROR(fill_bytes(grown, 0, bytes, stream));
+  data = grown;
+  size = bytes;
+  return data;
+}
+
 Result<void*> DeviceWorkspace::get(int slot, size_t bytes, const Stream& stream) {
+  if (source_) return take(slot, bytes, stream);
   DeviceBuffer& buffer = slots_[slot];
   if (buffer.size() >= bytes) return buffer.data();
   TESSERA_ASSIGN_OR_RETURN(const bool capturing, stream.capturing());
@@ -200,6 +251,7 @@ size_t DeviceWorkspace::bytes() const {
   size_t sum = 0;
   for (const DeviceBuffer& buffer : slots_) sum += buffer.size();
   for (const DeviceBuffer& buffer : retired_) sum += buffer.size();
+  for (const auto& [data, size] : taken_) sum += size;
   return sum;
 }
 

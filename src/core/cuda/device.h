@@ -33,6 +33,22 @@ struct DeviceProperties {
 Result<int> device_count();
 Result<DeviceProperties> device_properties(int ordinal);
 Status set_device(int ordinal);
+// Makes a device the calling thread's current one while it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int ordinal);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  const Status& status() const { return status_; }
+
+ private:
+  int before_ = -1;  // -1: nothing to give back
+  Status status_;
+};
+// ok when `pointer` is memory of device `ordinal` (or managed memory); invalid_argument naming `field` for
+// the host's and another device's.
+Status check_resident(const char* field, const void* pointer, int ordinal);
 // Free and total bytes of the current device.
 Result<std::pair<int64_t, int64_t>> memory_info();
 
@@ -145,14 +161,23 @@ Status fill_bytes(void* destination, int value, size_t bytes, const Stream& stre
 class DeviceWorkspace {
  public:
   static constexpr int kSlots = 8;
+  // Device memory of so many bytes, aligned to 256, or null; it lives as long as the workspace is used.
+  using Source = std::function<void*(size_t bytes)>;
+  DeviceWorkspace() = default;
+  // Takes memory from `source` instead of cudaMalloc, during a capture too: its zeroing is then captured.
+  explicit DeviceWorkspace(Source source) : source_(std::move(source)) {}
   // At least `bytes` in the slot. An error while a graph is being captured and the slot is too small: call
   // once first.
   Result<void*> get(int slot, size_t bytes, const Stream& stream);
   size_t bytes() const;
 
  private:
+  Result<void*> take(int slot, size_t bytes, const Stream& stream);
+
   DeviceBuffer slots_[kSlots];
   std::vector<DeviceBuffer> retired_;
+  Source source_;
+  std::pair<void*, size_t> taken_[kSlots] = {};  // from the source
 };
 
 // What every launch function gets first.

@@ -1,0 +1,189 @@
+#include "attention/cuda/dispatch.h"
+
+#include <span>
+
+#include "attention/sequences.h"
+#include "core/format.h"
+
+namespace tessera::attention::cuda {
+namespace {
+
+using tessera::cuda::DeviceGuard;
+using tessera::cuda::DeviceProperties;
+using tessera::cuda::Launch;
+
+// A kernel as the tables have it, best first: what it takes, on which device, and its call.
+template <typename Tensors>
+struct Kernel {
+  const char* name;
+  Status (*supports)(const DeviceProperties& device, const AttentionProblem& problem);
+  Status (*run)(Launch& launch, const AttentionProblem& problem, const Tensors& tensors);
+};
+
+constexpr std::span<const Kernel<ForwardTensors>> kForward{};
+constexpr std::span<const Kernel<BackwardTensors>> kBackward{};
+
+// The first that takes the problem; otherwise the last one's reason, which is the widest's.
+template <typename Tensors>
+Status run_best(std::span<const Kernel<Tensors>> kernels, Launch& launch, const AttentionProblem& problem,
+                const Tensors& tensors) {
+  Status why = unsupported(format("no CUDA kernel for device {}", launch.device.name), "device");
+  for (const Kernel<Tensors>& kernel : kernels) {
+    why = kernel.supports(launch.device, problem);
+    if (why.ok()) return kernel.run(launch, problem, tensors);
+  }
+  return why;
+}
+
+template <typename Tensors>
+std::string explain_table(std::span<const Kernel<Tensors>> kernels, const DeviceProperties& device,
+                          const AttentionProblem& problem) {
+  std::string lines;
+  bool found = false;
+  for (const Kernel<Tensors>& kernel : kernels) {
+    const Status status = kernel.supports(device, problem);
+    const bool best = status.ok() && !found;
+    found |= best;
+    lines += format("{}{}: {}\n", best ? "> " : "  ", kernel.name,
+                    best          ? format("taken on {} (sm_{})", device.name, device.sm())
+                    : status.ok() ? "would do, but a faster kernel is there"
+                                  : status.message());
+  }
+  if (const Status status = validate_sizes_and_options(problem); !status.ok())
+    lines += status.message() + "\n";
+  return lines;
+}
+
+// A pointer of the problem or a tensor with elements: memory of the device.
+struct Place {
+  const char* field;
+  const void* pointer;
+};
+Status check_places(const Launch& launch, std::initializer_list<Place> places) {
+  for (const Place& place : places) {
+    if (place.pointer == nullptr) continue;
+    TESSERA_RETURN_IF_ERROR(tessera::cuda::check_resident(place.field, place.pointer, launch.device.ordinal));
+  }
+  return {};
+}
+
+// Numbers of four bytes that kernels read as such.
+Status check_words(std::initializer_list<Place> places) {
+  for (const Place& place : places) {
+    if (reinterpret_cast<uintptr_t>(place.pointer) % 4 != 0)
+      return invalid_argument(format("{} must be aligned to its 4 byte elements", place.field), place.field);
+  }
+  return {};
+}
+
+Status check_problem(const Launch& launch, const AttentionProblem& p) {
+  TESSERA_RETURN_IF_ERROR(validate_sizes_and_options(p));
+  if (p.cu_seqlens_q != nullptr && p.batch > 0) {
+    for (const auto& [total, longest, field] :
+         {std::tuple{p.total_q, p.seqlen_q, "total_q"}, std::tuple{p.total_k, p.seqlen_k, "total_k"}}) {
+      if (total > 0 || longest == 0) continue;
+      return invalid_argument(
+          format("{}=0 must be the last entry of cu_seqlens_{}, which a device's host does not read (with no "
+                 "{} at all, set seqlen_{}=0)",
+                 field, field[6], field[6] == 'q' ? "rows" : "keys", field[6]),
+          field);
+    }
+  }
+  const std::initializer_list<Place> words = {{"cu_seqlens_q", p.cu_seqlens_q},
+                                              {"cu_seqlens_k", p.cu_seqlens_k},
+                                              {"seqused_k", p.seqused_k},
+                                              {"leftpad_k", p.leftpad_k},
+                                              {"alibi_slopes", p.alibi_slopes}};
+  TESSERA_RETURN_IF_ERROR(check_words(words));
+  TESSERA_RETURN_IF_ERROR(check_places(launch, words));
+  return check_places(launch, {{"mask.data", p.mask.tensor.data},
+                               {"ancestors.bits", p.mask.ancestors.bits},
+                               {"ancestors.depth", p.mask.ancestors.depth}});
+}
+
+// Names a tensor, checks it as on the CPU and asks where it lies.
+class TensorCheck {
+ public:
+  TensorCheck(const Launch& launch, const AttentionProblem& problem)
+      : launch_(launch), problem_(problem), axes_(device_tensor_axes(problem)) {}
+  template <typename Pointer>
+  Status rows(const char* field, const Strided<Pointer>& tensor, int dim) const {
+    return check(field, tensor, axes_.rows, problem_.heads, dim);
+  }
+  template <typename Pointer>
+  Status keys(const char* field, const Strided<Pointer>& tensor, int dim) const {
+    return check(field, tensor, axes_.keys, problem_.kv_heads, dim);
+  }
+  Status lse(const float* lse) const {
+    TESSERA_RETURN_IF_ERROR(check_words({{"lse", lse}}));
+    return check_places(launch_, {{"lse", lse}});
+  }
+  const TensorAxes& axes() const { return axes_; }
+
+ private:
+  template <typename Pointer>
+  Status check(const char* field, const Strided<Pointer>& tensor, int64_t rows, int heads, int dim) const {
+    TESSERA_RETURN_IF_ERROR(check_tensor(field, tensor, axes_.batches, rows, heads, dim, problem_.dtype));
+    if (axes_.batches * rows == 0) return {};
+    return check_places(launch_, {{field, tensor.data}});
+  }
+  const Launch& launch_;
+  const AttentionProblem& problem_;
+  const TensorAxes axes_;
+};
+
+}  // namespace
+
+Status CudaKernels::forward(const AttentionProblem& problem, const ForwardTensors& t) {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  TESSERA_RETURN_IF_ERROR(check_problem(launch_, problem));
+  const TensorCheck check(launch_, problem);
+  TESSERA_RETURN_IF_ERROR(check.rows("q", t.q, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(check.keys("k", t.k, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(check.keys("v", t.v, problem.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(check.rows("o", t.o, problem.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(check.lse(t.lse));
+  if (check.axes().batches * check.axes().rows == 0) return {};
+  return run_best(kForward, launch_, problem, t);
+}
+
+Status CudaKernels::backward(const AttentionProblem& problem, const BackwardTensors& t) {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  TESSERA_RETURN_IF_ERROR(check_problem(launch_, problem));
+  const TensorCheck check(launch_, problem);
+  TESSERA_RETURN_IF_ERROR(check.rows("q", t.q, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(check.keys("k", t.k, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(check.keys("v", t.v, problem.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(check.rows("o", t.o, problem.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(check.rows("dout", t.dout, problem.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(check.rows("dq", t.dq, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(check.keys("dk", t.dk, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(check.keys("dv", t.dv, problem.v_head_dim));
+  const TensorAxes& axes = check.axes();
+  if (t.lse == nullptr && axes.batches * axes.rows > 0) {
+    return invalid_argument(format("lse is null but has {} elements; pass what forward gave",
+                                   axes.batches * axes.rows * problem.heads),
+                            "lse");
+  }
+  TESSERA_RETURN_IF_ERROR(check.lse(t.lse));
+  if (axes.batches * (axes.rows + axes.keys) == 0) return {};
+  return run_best(kBackward, launch_, problem, t);
+}
+
+Status CudaKernels::attend_cache(const AttentionProblem&, const CacheView&, const CacheAppend&,
+                                 const CacheTensors&) {
+  return unsupported("attend_cache has no CUDA kernel in this build", "device");
+}
+
+std::string explain_on(const DeviceProperties& device, const AttentionProblem& problem, Pass pass) {
+  return pass == Pass::forward ? explain_table(kForward, device, problem)
+                               : explain_table(kBackward, device, problem);
+}
+
+std::string CudaKernels::explain(const AttentionProblem& problem, Pass pass) const {
+  return explain_on(launch_.device, problem, pass);
+}
+
+}  // namespace tessera::attention::cuda

@@ -1,0 +1,30 @@
+// Which CUDA kernels of attention there are, which one a problem gets on a device, and why. What all of them
+// ask is checked here, before any launch; a kernel's own limits are in its `supports`.
+#pragma once
+
+#include <string>
+
+#include "attention/device_kernels.h"
+#include "core/cuda/device.h"
+
+namespace tessera::attention::cuda {
+
+// The kernels on one device and stream. The launch must outlive it.
+class CudaKernels : public DeviceKernels {
+ public:
+  explicit CudaKernels(tessera::cuda::Launch& launch) : launch_(launch) {}
+  Status forward(const AttentionProblem& problem, const ForwardTensors& tensors) override;
+  Status backward(const AttentionProblem& problem, const BackwardTensors& tensors) override;
+  Status attend_cache(const AttentionProblem& problem, const CacheView& cache, const CacheAppend& append,
+                      const CacheTensors& tensors) override;
+  std::string explain(const AttentionProblem& problem, Pass pass) const override;
+
+ private:
+  tessera::cuda::Launch& launch_;
+};
+
+// explain() for a device that need not be there: for tests, and for people without one.
+std::string explain_on(const tessera::cuda::DeviceProperties& device, const AttentionProblem& problem,
+                       Pass pass);
+
+}  // namespace tessera::attention::cuda

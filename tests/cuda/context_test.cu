@@ -1,0 +1,125 @@
+// CudaContext: its options, its refusals before any launch, and its scratch.
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "core/cuda/device.h"
+#include "tessera/attention.h"
+#include "tessera/cuda.h"
+
+namespace tessera {
+namespace {
+
+using attention::AttentionProblem;
+using attention::ForwardTensors;
+
+constexpr int64_t kRows = 40, kHeads = 2, kDim = 64;
+constexpr size_t kBytes = kRows * kHeads * kDim * 2;
+
+class CudaContextTest : public ::testing::Test {
+ protected:
+  CudaContextTest() {
+    memory_ = cuda::DeviceBuffer::create(4 * kBytes + 4096, "test").value();
+    problem_.seqlen_q = problem_.seqlen_k = kRows;
+    problem_.heads = problem_.kv_heads = kHeads;
+    problem_.head_dim = problem_.v_head_dim = kDim;
+    problem_.dtype = DType::bf16;
+    problem_.scale = 0.125f;
+    tensors_.q = at<const void*>(0);
+    tensors_.k = at<const void*>(1);
+    tensors_.v = at<const void*>(2);
+    tensors_.o = at<void*>(3);
+    EXPECT_TRUE(cuda::fill_bytes(memory_.data(), 0, memory_.size(), cuda::Stream::of(nullptr)).ok());
+  }
+  template <typename Pointer>
+  attention::Strided<Pointer> at(int i) {
+    return attention::contiguous<Pointer>(memory_.as<char>() + i * kBytes, kRows, kHeads, kDim);
+  }
+  // The Status of a forward over what the test spoiled; nothing may have been launched.
+  Status refused() {
+    const Result<CudaContext> context = CudaContext::create();
+    EXPECT_TRUE(context.ok());
+    const Status status = attention::forward(*context, problem_, tensors_);
+    EXPECT_FALSE(status.ok());
+    EXPECT_TRUE(context->synchronize().ok());
+    return status;
+  }
+  void expect_refused(const char* field, const char* text) {
+    const Status status = refused();
+    EXPECT_EQ(status.field(), field);
+    EXPECT_NE(status.message().find(text), std::string::npos) << status.message();
+  }
+
+  cuda::DeviceBuffer memory_;
+  AttentionProblem problem_;
+  ForwardTensors tensors_;
+};
+
+TEST_F(CudaContextTest, RefusesHostMemoryByName) {
+  std::vector<char> host(kBytes);
+  tensors_.k.data = host.data();
+  expect_refused("k", "k is host memory; it must be on CUDA device 0");
+}
+
+TEST_F(CudaContextTest, RefusesArraysOfTheProblemOnTheHost) {
+  const std::vector<int32_t> used = {3};
+  problem_.seqused_k = used.data();
+  expect_refused("seqused_k", "host memory");
+  problem_.seqused_k = nullptr;
+  const std::vector<float> slopes(kHeads);
+  problem_.alibi_slopes = slopes.data();
+  expect_refused("alibi_slopes", "host memory");
+}
+
+TEST_F(CudaContextTest, RefusesAMisalignedPointer) {
+  tensors_.q.data = memory_.as<char>() + 2;
+  expect_refused("q", "aligned");
+  tensors_.q.data = memory_.as<char>() + 1;
+  expect_refused("q", "q must be aligned to its 2 byte elements");
+}
+
+TEST_F(CudaContextTest, RefusesNullAndWrongSizesAsTheCpuDoes) {
+  tensors_.v.data = nullptr;
+  expect_refused("v", "v is null but has 1 x 40 x 2 x 64 elements");
+  problem_.head_dim = 12;
+  expect_refused("head_dim", "head_dim=12 must be a multiple of 8");
+}
+
+TEST_F(CudaContextTest, AsksForTheTotalsOfCuSeqlens) {
+  problem_.cu_seqlens_q = problem_.cu_seqlens_k = memory_.as<int32_t>();
+  expect_refused("total_q", "total_q=0 must be the last entry of cu_seqlens_q");
+  problem_.total_q = kRows;
+  expect_refused("total_k", "total_k=0 must be the last entry of cu_seqlens_k");
+}
+
+TEST_F(CudaContextTest, NothingToDoIsDone) {
+  const Result<CudaContext> context = CudaContext::create();
+  problem_.batch = 0;
+  EXPECT_TRUE(attention::forward(*context, problem_, {}).ok());
+}
+
+TEST_F(CudaContextTest, TakesTheCallersStreamAndScratch) {
+  const Result<cuda::Stream> stream = cuda::Stream::create();
+  ASSERT_TRUE(stream.ok());
+  CudaOptions options;
+  options.stream = stream->handle();
+  options.allocate = [](size_t) { return nullptr; };
+  const Result<CudaContext> context = CudaContext::create(options);
+  ASSERT_TRUE(context.ok());
+  EXPECT_EQ(context->stream(), stream->handle());
+  cuda::DeviceWorkspace workspace(options.allocate);
+  const Result<void*> scratch = workspace.get(0, 1024, *stream);
+  ASSERT_FALSE(scratch.ok());
+  EXPECT_EQ(scratch.status().code(), StatusCode::resource_exhausted);
+  EXPECT_NE(scratch.status().message().find("needs 1024 bytes"), std::string::npos)
+      << scratch.status().message();
+}
+
+TEST_F(CudaContextTest, AnUnknownDeviceIsNamed) {
+  const Result<CudaContext> context = CudaContext::create({.device = 99});
+  ASSERT_FALSE(context.ok());
+  EXPECT_EQ(context.status().field(), "device");
+}
+
+}  // namespace
+}  // namespace tessera
