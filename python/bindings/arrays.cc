@@ -1,11 +1,13 @@
 #include "bindings/arrays.h"
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <utility>
 
 #include "core/format.h"
+#include "tessera/cuda.h"
 
 namespace tessera::python {
 namespace {
@@ -15,6 +17,7 @@ struct Shared {
   std::mutex mutex;
   int threads = 0;
   std::unique_ptr<CpuContext> context;
+  std::map<std::pair<int, uint64_t>, CudaContext> cuda;  // by device and stream
 
   Status ensure() {  // REQUIRES: mutex held. Makes the context on first use.
     if (context) return {};
@@ -37,6 +40,8 @@ void fill(Array& to, const Source& from) {
   to.shape = from.shape_ptr();
   to.strides = from.stride_ptr();
   to.type = from.dtype();
+  to.device_type = from.device_type();
+  to.device = from.device_id();
 }
 
 std::string text_of(const int64_t* values, int64_t count) {
@@ -61,6 +66,12 @@ Array::Array(const In& array) {
   fill(*this, array);
 }
 Array::Array(const Out& array) {
+  fill(*this, array);
+}
+Array::Array(const AnyIn& array) {
+  fill(*this, array);
+}
+Array::Array(const AnyOut& array) {
   fill(*this, array);
 }
 int64_t Array::elements() const {
@@ -158,6 +169,48 @@ void run(const std::function<Status(Context&)>& compute) {
   raise_if_error(status);
 }
 
+void expect_place(const Array& array, const Place& place, const char* name) {
+  if (!array || array.elements() == 0) return;
+  const bool cpu = array.device_type == nb::device::cpu::value;
+  const bool good =
+      place.device < 0 ? cpu : array.device_type == nb::device::cuda::value && array.device == place.device;
+  if (good) return;
+  const auto spell = [](bool on_cpu, int device) {
+    return on_cpu ? std::string("cpu") : format("cuda:{}", device);
+  };
+  raise_value_error(format("{} is on {}; the call is on {}", name, spell(cpu, array.device),
+                           spell(place.device < 0, place.device)));
+}
+
+void run(const Place& place, const std::function<Status(Context&)>& compute) {
+  if (place.device < 0) return run(compute);
+  void* const stream = reinterpret_cast<void*>(place.stream);
+  CudaOptions options{.device = place.device, .stream = stream};
+  Status status;
+  if (place.allocate.is_valid() && !place.allocate.is_none()) {
+    options.allocate = [&place](size_t bytes) -> void* {
+      const nb::gil_scoped_acquire acquire;
+      return reinterpret_cast<void*>(nb::cast<uint64_t>(place.allocate(bytes)));
+    };
+    nb::gil_scoped_release release;
+    const Result<CudaContext> context = CudaContext::create(options);
+    status = context.ok() ? compute(*context) : context.status();
+  } else {
+    nb::gil_scoped_release release;
+    const std::lock_guard lock(shared()->mutex);
+    auto found = shared()->cuda.find({place.device, place.stream});
+    if (found == shared()->cuda.end()) {
+      Result<CudaContext> made = CudaContext::create(options);
+      status = made.status();
+      if (made.ok()) {
+        found = shared()->cuda.emplace(std::pair{place.device, place.stream}, std::move(*made)).first;
+      }
+    }
+    if (status.ok()) status = compute(found->second);
+  }
+  raise_if_error(status);
+}
+
 int num_threads() {
   Status status;
   int threads = 0;
@@ -182,14 +235,17 @@ void set_num_threads(int threads) {
 
 void after_fork_in_child() {
   Shared* s = shared();
-  (void)s->context.release();  // its threads did not survive the fork, so it cannot be joined
+  (void)s->context.release();        // its threads did not survive the fork, so it cannot be joined
+  new (&s->cuda) decltype(s->cuda);  // nor does a CUDA context
   new (&s->mutex) std::mutex;
 }
 
 int64_t workspace_bytes() {
   nb::gil_scoped_release release;
   const std::lock_guard lock(shared()->mutex);
-  return shared()->context ? shared()->context->workspace_bytes() : 0;
+  int64_t sum = shared()->context ? shared()->context->workspace_bytes() : 0;
+  for (const auto& [place, context] : shared()->cuda) sum += context.workspace_bytes();
+  return sum;
 }
 
 }  // namespace tessera::python

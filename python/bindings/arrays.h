@@ -21,11 +21,17 @@ namespace tessera::python {
 namespace nb = nanobind;
 using In = nb::ndarray<nb::ro, nb::device::cpu>;
 using Out = nb::ndarray<nb::device::cpu>;
+// Of the functions that have kernels for GPUs: wherever the memory is, and expect_place() must have passed
+// it.
+using AnyIn = nb::ndarray<nb::ro>;
+using AnyOut = nb::ndarray<>;
 
 // What both kinds of array have in common. data is null for None.
 struct Array {
-  Array(const In& array);   // NOLINT: implicit on purpose
-  Array(const Out& array);  // NOLINT
+  Array(const In& array);      // NOLINT: implicit on purpose
+  Array(const Out& array);     // NOLINT
+  Array(const AnyIn& array);   // NOLINT
+  Array(const AnyOut& array);  // NOLINT
   explicit operator bool() const { return valid; }
   int64_t elements() const;
 
@@ -35,7 +41,18 @@ struct Array {
   const int64_t* shape = nullptr;
   const int64_t* strides = nullptr;  // in elements
   nb::dlpack::dtype type{};
+  int device_type = 0, device = 0;  // DLPack's
 };
+
+// Where a call runs: on the process's CPU threads, or on a stream of a CUDA device.
+struct Place {
+  int device = -1;      // CUDA's ordinal; -1: the CPU
+  uint64_t stream = 0;  // cudaStream_t
+  // While a graph is captured: a function of bytes that returns the address of device memory, for scratch.
+  nb::object allocate;
+};
+// ValueError naming `name` unless the array's memory is there (or it has none).
+void expect_place(const Array& array, const Place& place, const char* name);
 
 // The Status's line as ValueError, NotImplementedError (unsupported), MemoryError or RuntimeError.
 void raise_if_error(const Status& status);
@@ -70,6 +87,8 @@ float* float_tensor(const Array& array, std::initializer_list<int64_t> shape, co
 // REQUIRES: the GIL. Runs compute on the process's context without the GIL, one call at a time, and raises
 // its error.
 void run(const std::function<Status(Context&)>& compute);
+// The same at a place: on a CUDA device the work is enqueued on the stream when this returns.
+void run(const Place& place, const std::function<Status(Context&)>& compute);
 int num_threads();
 // ValueError unless 0 <= threads <= 1024; 0: one for each CPU that the process may run on.
 void set_num_threads(int threads);

@@ -5,6 +5,7 @@
 #include "bindings/options.h"
 #include "core/format.h"
 #include "tessera/alibi.h"
+#include "tessera/cuda.h"
 
 namespace tessera::python {
 namespace {
@@ -70,7 +71,12 @@ AttentionProblem problem_of(const Options& options, const Sizes& q, const Sizes&
   return p;
 }
 
-void forward(In q, In k, In v, Out o, Out lse, const Options& options) {
+void forward(AnyIn q, AnyIn k, AnyIn v, AnyOut o, AnyOut lse, const Options& options) {
+  expect_places(options);
+  for (const auto& [array, name] :
+       {std::pair{Array(q), "q"}, {Array(k), "k"}, {Array(v), "v"}, {Array(o), "out"}, {Array(lse), "lse"}}) {
+    expect_place(array, options.place, name);
+  }
   const DType dtype = dtype_of(options.dtype, "q");
   const int rank = Array(options.cu_seqlens_q) ? 3 : 4;
   const Sizes q_sizes = sizes_of(q, dtype, rank, "q"), k_sizes = sizes_of(k, dtype, rank, "k");
@@ -86,7 +92,7 @@ void forward(In q, In k, In v, Out o, Out lse, const Options& options) {
   tensors.v = strided<const void*>(v);
   tensors.o = strided<void*>(o);
   tensors.lse = stats.data();
-  run([&](Context& context) {
+  run(options.place, [&](Context& context) {
     zero_tail(o, problem.cu_seqlens_q, problem.batch);
     const Status status = attention::forward(context, problem, tensors);
     stats.store();
@@ -94,7 +100,20 @@ void forward(In q, In k, In v, Out o, Out lse, const Options& options) {
   });
 }
 
-void backward(In dout, In q, In k, In v, In o, In lse, Out dq, Out dk, Out dv, const Options& options) {
+void backward(AnyIn dout, AnyIn q, AnyIn k, AnyIn v, AnyIn o, AnyIn lse, AnyOut dq, AnyOut dk, AnyOut dv,
+              const Options& options) {
+  expect_places(options);
+  for (const auto& [array, name] : {std::pair{Array(dout), "dout"},
+                                    {Array(q), "q"},
+                                    {Array(k), "k"},
+                                    {Array(v), "v"},
+                                    {Array(o), "out"},
+                                    {Array(lse), "lse"},
+                                    {Array(dq), "dq"},
+                                    {Array(dk), "dk"},
+                                    {Array(dv), "dv"}}) {
+    expect_place(array, options.place, name);
+  }
   const DType dtype = dtype_of(options.dtype, "q");
   const int rank = Array(options.cu_seqlens_q) ? 3 : 4;
   const Sizes q_sizes = sizes_of(q, dtype, rank, "q"), k_sizes = sizes_of(k, dtype, rank, "k");
@@ -124,7 +143,7 @@ void backward(In dout, In q, In k, In v, In o, In lse, Out dq, Out dk, Out dv, c
   tensors.dq = strided<void*>(dq);
   tensors.dk = strided<void*>(dk);
   tensors.dv = strided<void*>(dv);
-  run([&](Context& context) {
+  run(options.place, [&](Context& context) {
     zero_tail(dq, problem.cu_seqlens_q, problem.batch);
     zero_tail(dk, problem.cu_seqlens_k, problem.batch);
     zero_tail(dv, problem.cu_seqlens_k, problem.batch);
@@ -174,7 +193,23 @@ void bind_attention(nb::module_& module) {
       .def_rw("leftpad_k", &Options::leftpad_k)
       .def_rw("dropout_p", &Options::dropout_p)
       .def_rw("seed", &Options::seed)
-      .def_rw("offset", &Options::offset);
+      .def_rw("offset", &Options::offset)
+      .def_prop_rw(
+          "device", [](const Options& o) { return o.place.device; },
+          [](Options& o, int device) { o.place.device = device; })
+      .def_prop_rw(
+          "stream", [](const Options& o) { return o.place.stream; },
+          [](Options& o, uint64_t stream) { o.place.stream = stream; })
+      .def_prop_rw(
+          "allocate", [](const Options& o) { return o.place.allocate; },
+          [](Options& o, nb::object allocate) { o.place.allocate = std::move(allocate); }, nb::arg().none());
+  module.def(
+      "cuda_devices",
+      [] {
+        const Result<int> count = cuda_device_count();
+        return count.ok() ? std::to_string(*count) : count.status().message();
+      },
+      "How many CUDA devices there are, or why none.");
   const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
   module.def("forward", &forward, array("q"), array("k"), array("v"), array("out"), array("lse").none(),
              nb::arg("options"));

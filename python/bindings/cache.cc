@@ -10,16 +10,32 @@ namespace {
 // With k and v, k_cache and v_cache are written; without, k_read and v_read are read only. cos and sin may be
 // None.
 struct Cache {
-  Out k_cache, v_cache;
-  In k_read, v_read;
-  In k, v;
-  In cos, sin;
+  AnyOut k_cache, v_cache;
+  AnyIn k_read, v_read;
+  AnyIn k, v;
+  AnyIn cos, sin;
   std::string rotary_dtype;
   bool interleaved = true;
-  In seqlens, batch_idx, block_table;
+  AnyIn seqlens, batch_idx, block_table;
 };
 
-void attend_cache(In q, const Cache& cache, Out o, Out lse, const Options& options) {
+void attend_cache(AnyIn q, const Cache& cache, AnyOut o, AnyOut lse, const Options& options) {
+  expect_places(options);
+  const std::pair<Array, const char*> arrays[] = {{q, "q"},
+                                                  {cache.k_cache, "k_cache"},
+                                                  {cache.v_cache, "v_cache"},
+                                                  {cache.k_read, "k_cache"},
+                                                  {cache.v_read, "v_cache"},
+                                                  {cache.k, "k"},
+                                                  {cache.v, "v"},
+                                                  {cache.cos, "rotary_cos"},
+                                                  {cache.sin, "rotary_sin"},
+                                                  {cache.seqlens, "cache_seqlens"},
+                                                  {cache.batch_idx, "cache_batch_idx"},
+                                                  {cache.block_table, "block_table"},
+                                                  {o, "out"},
+                                                  {lse, "lse"}};
+  for (const auto& [array, name] : arrays) expect_place(array, options.place, name);
   const DType dtype = dtype_of(options.dtype, "q");
   const bool varlen = static_cast<bool>(Array(options.cu_seqlens_q));
   const int rank = varlen ? 3 : 4;
@@ -85,7 +101,7 @@ void attend_cache(In q, const Cache& cache, Out o, Out lse, const Options& optio
   tensors.o = strided<void*>(o);
   Lse stats(lse, problem, q_sizes);
   tensors.lse = stats.data();
-  run([&](Context& context) {
+  run(options.place, [&](Context& context) {
     zero_tail(o, problem.cu_seqlens_q, problem.batch);
     const Status status = attention::attend_cache(context, problem, view, append, tensors);
     stats.store();

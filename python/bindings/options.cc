@@ -35,6 +35,16 @@ int64_t longest(const int32_t* cu, int64_t batch, int64_t rows, int64_t max_seql
 
 }  // namespace
 
+void expect_places(const Options& options) {
+  const std::pair<const AnyIn*, const char*> arrays[] = {{&options.mask, "mask"},
+                                                         {&options.alibi_slopes, "alibi_slopes"},
+                                                         {&options.cu_seqlens_q, "cu_seqlens_q"},
+                                                         {&options.cu_seqlens_k, "cu_seqlens_k"},
+                                                         {&options.seqused_k, "seqused_k"},
+                                                         {&options.leftpad_k, "leftpad_k"}};
+  for (const auto& [array, name] : arrays) expect_place(Array(*array), options.place, name);
+}
+
 int narrow(int64_t value, const char* name) {
   if (value > INT_MAX) raise_value_error(format("{}={} is more than {}", name, value, INT_MAX));
   return static_cast<int>(value);
@@ -65,17 +75,27 @@ void set_cu_seqlens_q(attention::AttentionProblem& p, const Options& options, in
   if (cu.ndim != 1 || cu.shape[0] < 1) raise_value_error("cu_seqlens_q must have batch + 1 elements");
   p.batch = cu.shape[0] - 1;
   p.cu_seqlens_q = int32_vector(cu, p.batch + 1, "cu_seqlens_q");
+  if (options.place.device >= 0) {
+    p.total_q = rows;
+    p.seqlen_q = std::min(options.max_seqlen_q, rows);
+    return;
+  }
   p.seqlen_q = longest(p.cu_seqlens_q, p.batch, rows, options.max_seqlen_q, "cu_seqlens_q", "max_seqlen_q");
 }
 
 void set_cu_seqlens_k(attention::AttentionProblem& p, const Options& options, int64_t rows) {
   p.cu_seqlens_k = int32_vector(options.cu_seqlens_k, p.batch + 1, "cu_seqlens_k");
   if (p.cu_seqlens_k == nullptr) raise_value_error("cu_seqlens_q and cu_seqlens_k must be given together");
+  if (options.place.device >= 0) {
+    p.total_k = rows;
+    p.seqlen_k = std::min(options.max_seqlen_k, rows);
+    return;
+  }
   p.seqlen_k = longest(p.cu_seqlens_k, p.batch, rows, options.max_seqlen_k, "cu_seqlens_k", "max_seqlen_k");
 }
 
 void zero_tail(const Array& array, const int32_t* cu, int64_t batch) {
-  if (cu == nullptr) return;
+  if (cu == nullptr || array.device_type != nb::device::cpu::value) return;
   const int64_t bytes = array.shape[2] * array.type.bits / 8;
   char* data = static_cast<char*>(array.data);
   for (int64_t row = cu[batch]; row < array.shape[0]; ++row) {
@@ -94,7 +114,7 @@ Lse::Lse(const Array& lse, const attention::AttentionProblem& p, const Sizes& q)
   lse_ = float_tensor(lse, {p.heads, q.rows}, "lse");
   heads_ = p.heads;
   rows_ = q.rows;
-  used_ = p.cu_seqlens_q[p.batch];
+  used_ = lse.device_type == nb::device::cpu::value ? p.cu_seqlens_q[p.batch] : rows_;
   if (used_ != rows_)
     copy_.resize(static_cast<size_t>(heads_ * used_) + 1);  // never empty: data() is not null
 }

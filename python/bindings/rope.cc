@@ -12,8 +12,7 @@
 
 namespace tessera::python {
 
-attention::Rotary rotary_of(const In& cos_in, const In& sin_in, const std::string& dtype, bool interleaved) {
-  const Array cos(cos_in), sin(sin_in);
+attention::Rotary rotary_of(const Array& cos, const Array& sin, const std::string& dtype, bool interleaved) {
   attention::Rotary rotary;
   rotary.dtype = dtype_of(dtype, "rotary_cos");
   expect_dtype(cos, rotary.dtype, "rotary_cos");

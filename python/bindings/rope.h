@@ -9,6 +9,6 @@
 namespace tessera::python {
 
 // cos and sin: [positions, rotary_dim / 2] of one dtype and the same strides, the last dimension contiguous.
-attention::Rotary rotary_of(const In& cos, const In& sin, const std::string& dtype, bool interleaved);
+attention::Rotary rotary_of(const Array& cos, const Array& sin, const std::string& dtype, bool interleaved);
 
 }  // namespace tessera::python

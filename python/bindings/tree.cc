@@ -244,6 +244,7 @@ void Step::attend(int layer, In q, Out o, Out lse, In cos, In sin, const std::st
   check_current(layer);
   const attention::KvCacheOptions& cache = tree_->bytes.options();
   attention::CacheQuery query;
+  expect_places(options);
   query.dtype = dtype_of(options.dtype, "q");
   const Sizes sizes = sizes_of(q, query.dtype, 3, "q");
   expect_shape(q, {rows_, -1, cache.head_dim}, "q");

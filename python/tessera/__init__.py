@@ -1,4 +1,4 @@
-"""Exact transformer attention on the CPU, forward and backward, for NumPy arrays and PyTorch tensors.
+"""Exact transformer attention, forward and backward, for NumPy arrays and PyTorch tensors of the CPU and of CUDA devices.
 
 flash_attn_func and its family have flash-attn 2.8's signatures and conventions (see tessera.flash_attn);
 scaled_dot_product_attention has PyTorch's; attention_forward and attention_backward are plain functions. Arrays come in

@@ -1,7 +1,7 @@
 """What callers pass as arrays: NumPy arrays, PyTorch tensors, or anything else that speaks DLPack on the CPU.
 
-Two kinds go on from here: torch.Tensor and numpy.ndarray. Another library's array is viewed as a NumPy array, so its
-results are NumPy arrays too. PyTorch is never imported here: a tensor can only come from a caller who has it.
+Two kinds go on from here: torch.Tensor (of the CPU or a CUDA device) and numpy.ndarray. Another library's array is viewed
+as a NumPy array, so its results are NumPy arrays too. PyTorch is never imported here unless a caller passed a tensor.
 """
 
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -35,14 +35,27 @@ def describe(x: Any) -> str:
     return f"{type(x).__module__}.{type(x).__name__}"
 
 
-def as_array(x: Any, name: str) -> Any:
-    """x as a CPU torch.Tensor or numpy.ndarray over the same memory.
+def on_cuda(x: Any) -> bool:
+    """Whether x is a tensor of a CUDA device."""
+    return is_tensor(x) and x.device.type == "cuda"
 
-    TypeError: not an array. ValueError: an array that is not plain CPU memory.
+
+def place(x: Any) -> str:
+    """Where x's memory is: "cpu", "cuda:0"..."""
+    return str(x.device) if is_tensor(x) else "cpu"
+
+
+def as_array(x: Any, name: str, cuda: bool = False) -> Any:
+    """x as a torch.Tensor or numpy.ndarray over the same memory; on the CPU, or with cuda=True on a CUDA device.
+
+    TypeError: not an array. ValueError: an array that is not plain memory of such a device.
     """
     if is_tensor(x):
-        if x.device.type != "cpu":
-            raise ValueError(f"{name} is on the device {x.device}; only cpu is supported (move it with {name}.cpu())")
+        if x.device.type != "cpu" and not (cuda and x.device.type == "cuda"):
+            raise ValueError(
+                f"{name} is on the device {x.device}; only cpu{' and cuda are' if cuda else ' is'} supported here"
+                f" (move it with {name}.cpu())"
+            )
         if str(x.layout) != "torch.strided":
             raise ValueError(f"{name} has the layout {x.layout}; only torch.strided is supported")
         return x
@@ -50,7 +63,10 @@ def as_array(x: Any, name: str) -> Any:
         if not hasattr(x, "__dlpack__"):
             raise TypeError(f"{name} is a {describe(x)}; a NumPy array, a PyTorch tensor or a DLPack array is needed")
         if hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) != 1:
-            raise ValueError(f"{name} is on a device of DLPack's type {int(x.__dlpack_device__()[0])}; only cpu (1) is supported")
+            raise ValueError(
+                f"{name} is on a device of DLPack's type {int(x.__dlpack_device__()[0])}; only cpu (1) is supported, and"
+                f" PyTorch's CUDA tensors (torch.from_dlpack({name}) makes one without a copy)"
+            )
         x = np.from_dlpack(x)
     if not x.dtype.isnative or not x.flags.aligned or any(s % max(x.itemsize, 1) for s in x.strides):
         raise ValueError(f"{name} must be aligned, in the machine's byte order and have strides of whole elements")
@@ -62,12 +78,23 @@ def optional_array(x: Any, name: str) -> Any:
     return None if x is None else as_array(x, name)
 
 
+def same_place(x: Any, name: str, like: Any, like_name: str) -> None:
+    """ValueError unless x lies on the device of `like`."""
+    if on_cuda(x) != on_cuda(like) or (on_cuda(x) and x.device != like.device):
+        raise ValueError(f"{name} is on {place(x)} and {like_name} on {place(like)}; they must be on one device")
+
+
 def raw(x: Any) -> Any:
     """x as the C++ module takes it: without autograd's history, NumPy's bfloat16 as its bits. The same memory."""
     if x is None:
         return None
     if is_tensor(x):
-        return x.detach()
+        if x.device.type == "cpu":
+            return x.detach()
+        import torch
+
+        # A capsule: __dlpack__() may wait for other streams, and the call runs on the current one.
+        return torch.utils.dlpack.to_dlpack(x.detach())
     name = dtype_name(x)
     return x.view(np.uint16) if name == "bfloat16" else x.view(np.uint8) if name == "bool" else x
 
@@ -77,18 +104,19 @@ def empty(like: Any, shape: Sequence[int], dtype: Optional[str] = None) -> Any:
     if is_tensor(like):
         import torch
 
-        return torch.empty(tuple(shape), dtype=like.dtype if dtype is None else getattr(torch, dtype))
+        return torch.empty(tuple(shape), dtype=like.dtype if dtype is None else getattr(torch, dtype), device=like.device)
     return np.empty(tuple(shape), dtype=like.dtype if dtype is None else dtype)
 
 
 def to_int32(x: Any, name: str, shape: Tuple[int, ...], like: Any) -> Any:
     """An array of integers as contiguous int32 of like's family; None stays None.
 
-    TypeError: not integers. ValueError: another shape, or values that int32 cannot hold.
+    TypeError: not integers. ValueError: another shape, another device, or values that int32 cannot hold.
     """
     if x is None:
         return None
-    x = as_array(x, name)
+    x = as_array(x, name, on_cuda(like))
+    same_place(x, name, like, "q")
     kind = dtype_name(x)
     if kind not in ("int8", "int16", "int32", "int64", "uint8", "uint16"):
         raise TypeError(f"{name} has dtype {kind}; int32 is needed")

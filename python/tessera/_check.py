@@ -7,17 +7,23 @@ elements (cu_seqlens that fall, block ids) is checked in C++ before anything is 
 import sys
 from typing import Any, Optional, Sequence, Tuple
 
-from ._arrays import FLOATS, as_array, describe, dtype_name, is_tensor
+from ._arrays import FLOATS, as_array, describe, dtype_name, is_tensor, same_place
 
 MAX_HEAD_DIM = 256
 
 
-def float_arrays(names: Sequence[str], arrays: Sequence[Any], rank: int, layout: str) -> Tuple[Any, ...]:
-    """Arrays of one family, one float dtype and one rank. `layout` says the rank's meaning, for the error."""
-    out = tuple(as_array(x, name) for name, x in zip(names, arrays))
+def float_arrays(
+    names: Sequence[str], arrays: Sequence[Any], rank: int, layout: str, cuda: bool = False
+) -> Tuple[Any, ...]:
+    """Arrays of one family, one device, one float dtype and one rank. `layout` says the rank's meaning, for the error.
+
+    cuda: whether the caller has kernels for CUDA tensors.
+    """
+    out = tuple(as_array(x, name, cuda) for name, x in zip(names, arrays))
     for name, x in zip(names, out):
         if is_tensor(x) != is_tensor(out[0]):
             raise TypeError(f"{name} is a {describe(x)} and {names[0]} a {describe(out[0])}; they must be of one kind")
+        same_place(x, name, out[0], names[0])
         kind = dtype_name(x)
         if kind not in FLOATS:
             raise TypeError(f"{name} has dtype {kind}; float32, float16 and bfloat16 are supported")
@@ -133,9 +139,10 @@ def alibi(slopes: Any, batch: int, heads: int, like: Any) -> Any:
     """None, or float32 slopes of shape (heads,) or (batch, heads), contiguous and of like's family."""
     if slopes is None:
         return None
-    slopes = as_array(slopes, "alibi_slopes")
+    slopes = as_array(slopes, "alibi_slopes", True)
     if is_tensor(slopes) != is_tensor(like):
         raise TypeError(f"alibi_slopes is a {describe(slopes)} and q a {describe(like)}; they must be of one kind")
+    same_place(slopes, "alibi_slopes", like, "q")
     if dtype_name(slopes) != "float32":
         raise TypeError(f"alibi_slopes has dtype {dtype_name(slopes)}; float32 is needed")
     if tuple(slopes.shape) not in ((heads,), (batch, heads)):
@@ -147,9 +154,10 @@ def mask(attn_mask: Any, q: Any, shape: Sequence[int], name: str = "attn_mask") 
     """None, or a mask whose dimensions, counted from the last, are those of `shape` or 1."""
     if attn_mask is None:
         return None
-    attn_mask = as_array(attn_mask, name)
+    attn_mask = as_array(attn_mask, name, True)
     if is_tensor(attn_mask) != is_tensor(q):
         raise TypeError(f"{name} is a {describe(attn_mask)} and q a {describe(q)}; they must be of one kind")
+    same_place(attn_mask, name, q, "q")
     if dtype_name(attn_mask) not in FLOATS + ("bool",):
         raise TypeError(f"{name} has dtype {dtype_name(attn_mask)}; bool, float32, float16 and bfloat16 are supported")
     given = tuple(attn_mask.shape)

@@ -1,4 +1,4 @@
-"""The C++ module. Private: its arrays are NumPy arrays or CPU tensors, bfloat16 as bits where NumPy holds it."""
+"""The C++ module. Private: arrays are NumPy arrays (bfloat16 as bits), CPU tensors or capsules of CUDA tensors."""
 
 from typing import Any, List, Optional
 
@@ -23,8 +23,12 @@ class Options:
     dropout_p: float
     seed: int
     offset: int
+    device: int
+    stream: int
+    allocate: Any
     def __init__(self) -> None: ...
 
+def cuda_devices() -> str: ...
 def num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def after_fork_in_child() -> None: ...

@@ -92,13 +92,13 @@ def probabilities(q: Any, k: Any, call: Call) -> Any:
             seed=int(call.seed),
             offset=int(call.offset),
         )
-        p = _probabilities(q.detach().float().numpy(), k.detach().float().numpy(), plain)
-        return torch.from_numpy(p).to(q.dtype)
+        p = _probabilities(_numpy(q.float()), _numpy(k.float()), plain)
+        return torch.from_numpy(p).to(device=q.device, dtype=q.dtype)
     return _probabilities(q.astype(np.float32), k.astype(np.float32), call).astype(q.dtype)
 
 
 def _numpy(x: Optional[Any]) -> Optional[Any]:
-    return None if x is None else x.detach().numpy()
+    return None if x is None else x.detach().cpu().numpy()
 
 
 def _probabilities(q: Any, k: Any, call: Call) -> Any:

@@ -1,10 +1,10 @@
 """One call of the C++ kernels over arrays that _check has passed. No autograd, no padding: what is here is exact."""
 
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from . import _core
-from ._arrays import dtype_name, empty, raw
+from ._arrays import dtype_name, empty, on_cuda, raw
 
 
 @dataclass
@@ -29,10 +29,30 @@ class Call:
     offset: int = 0
 
 
-def options_of(call: Call, dtype: str) -> _core.Options:
-    """The call for _core, on arrays of this dtype."""
+def _set_stream(options: _core.Options, q: Any) -> None:
+    """The call runs on torch's current stream of q's device."""
+    import torch
+
+    options.device = q.device.index
+    options.stream = torch.cuda.current_stream(q.device).cuda_stream
+    if torch.cuda.is_current_stream_capturing():
+        kept: List[Any] = []
+
+        def allocate(size: int) -> int:
+            # Scratch of the graph's own memory, which lasts as long as the graph; with the options it goes back to be
+            # used by what is captured next.
+            kept.append(torch.empty(size, dtype=torch.uint8, device=q.device))
+            return int(kept[-1].data_ptr())
+
+        options.allocate = allocate
+
+
+def options_of(call: Call, q: Any) -> _core.Options:
+    """The call for _core, on arrays like q."""
     options = _core.Options()
-    options.dtype = dtype
+    options.dtype = dtype_name(q)
+    if on_cuda(q):
+        _set_stream(options, q)
     options.scale = call.scale
     options.causal = call.causal
     options.window_left = call.window_left
@@ -69,7 +89,7 @@ def forward(q: Any, k: Any, v: Any, call: Call, out: Optional[Any] = None) -> Tu
     if out is None:
         out = empty(q, tuple(q.shape[:-1]) + (v.shape[-1],))
     lse = empty(q, lse_shape(q, call.cu_seqlens_q is not None), "float32")
-    _core.forward(raw(q), raw(k), raw(v), raw(out), raw(lse), options_of(call, dtype_name(q)))
+    _core.forward(raw(q), raw(k), raw(v), raw(out), raw(lse), options_of(call, q))
     return out, lse
 
 
@@ -77,6 +97,6 @@ def backward(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, call: Call) 
     """dq, dk and dv, contiguous."""
     dq, dk, dv = (empty(x, x.shape) for x in (q, k, v))
     _core.backward(
-        raw(dout), raw(q), raw(k), raw(v), raw(out), raw(lse), raw(dq), raw(dk), raw(dv), options_of(call, dtype_name(q))
+        raw(dout), raw(q), raw(k), raw(v), raw(out), raw(lse), raw(dq), raw(dk), raw(dv), options_of(call, q)
     )
     return dq, dk, dv

@@ -51,7 +51,7 @@ def _call(
     )
 
 
-@torch.library.custom_op("tessera::attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("tessera::attention", mutates_args=(), device_types=("cpu", "cuda"))
 def attention(
     q: Tensor,
     k: Tensor,
@@ -86,7 +86,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tuple[Tensor, Tensor]:
     return out, lse
 
 
-@torch.library.custom_op("tessera::attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("tessera::attention_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def attention_backward(
     dout: Tensor,
     q: Tensor,
@@ -137,7 +137,7 @@ def _backward(ctx: Any, dout: Tensor, _dlse: Optional[Tensor]) -> Tuple[Any, ...
 torch.library.register_autograd("tessera::attention", _backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op("tessera::attend_cache", mutates_args=("k_cache", "v_cache"), device_types="cpu")
+@torch.library.custom_op("tessera::attend_cache", mutates_args=("k_cache", "v_cache"), device_types=("cpu", "cuda"))
 def _attend_cache(
     q: Tensor,
     k_cache: Tensor,
@@ -261,6 +261,8 @@ def _(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tuple[Tensor, Tensor]:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: _native.Call) -> Tuple[Tensor, Tensor]:
     """out, with gradients for q, k and v, and lse without one. Dropout draws its seed from torch's generator."""
+    if call.dropout_p > 0.0 and q.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("dropout_p must be 0 while a CUDA graph is captured: every replay would drop the same entries")
     rng = torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64) if call.dropout_p > 0.0 else None
     if rng is not None:
         call.seed, call.offset = rng

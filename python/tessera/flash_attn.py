@@ -1,4 +1,4 @@
-"""flash-attn 2.8's functions, on the CPU: the same parameters, defaults, results and conventions.
+"""flash-attn 2.8's functions, on the CPU and on CUDA tensors: the same parameters, defaults, results and conventions.
 
 What they share, with i a query row, j a key, S_q and S_k the lengths of one sequence:
 
@@ -58,7 +58,7 @@ def flash_attn_func(
     Returns out: (batch, seqlen_q, H_q, head_dim of v), or (out, softmax_lse, S_dmask) with softmax_lse of
     (batch, H_q, seqlen_q).
     """
-    q, k, v = _check.float_arrays("qkv", (q, k, v), 4, "(batch, seqlen, heads, head_dim)")
+    q, k, v = _check.float_arrays("qkv", (q, k, v), 4, "(batch, seqlen, heads, head_dim)", True)
     _check.heads_and_dims(q, k, v, True)
     call = flash_call(q, q.shape[0], dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
     return _run(q, k, v, call, return_attn_probs)
@@ -80,7 +80,7 @@ def flash_attn_kvpacked_func(
 
     q: (batch, seqlen_q, H_q, head_dim); kv: (batch, seqlen_k, 2, H_k, head_dim).
     """
-    (kv,) = _check.float_arrays(("kv",), (kv,), 5, "(batch, seqlen_k, 2, heads, head_dim)")
+    (kv,) = _check.float_arrays(("kv",), (kv,), 5, "(batch, seqlen_k, 2, heads, head_dim)", True)
     _packed(kv, 2, 2, "kv")
     return flash_attn_func(
         q, kv[:, :, 0], kv[:, :, 1], dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
@@ -100,7 +100,7 @@ def flash_attn_qkvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """flash_attn_func() with q, k and v in one array (batch, seqlen, 3, heads, head_dim), read where they lie."""
-    (qkv,) = _check.float_arrays(("qkv",), (qkv,), 5, "(batch, seqlen, 3, heads, head_dim)")
+    (qkv,) = _check.float_arrays(("qkv",), (qkv,), 5, "(batch, seqlen, 3, heads, head_dim)", True)
     _packed(qkv, 2, 3, "qkv")
     return flash_attn_func(
         qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], dropout_p, softmax_scale, causal, window_size, softcap,
@@ -144,7 +144,7 @@ def flash_attn_varlen_func(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window_size,
             softcap, alibi_slopes, return_attn_probs, block_table,
         )  # fmt: skip
-    q, k, v = _check.float_arrays("qkv", (q, k, v), 3, "(rows of all sequences, heads, head_dim)")
+    q, k, v = _check.float_arrays("qkv", (q, k, v), 3, "(rows of all sequences, heads, head_dim)", True)
     _check.heads_and_dims(q, k, v, False)
     batch = _check.batch_of(cu_seqlens_q)
     call = flash_call(q, batch, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
@@ -169,7 +169,7 @@ def flash_attn_varlen_kvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """flash_attn_varlen_func() with k and v in one array (rows, 2, H_k, head_dim), read where they lie."""
-    (kv,) = _check.float_arrays(("kv",), (kv,), 4, "(rows of all sequences, 2, heads, head_dim)")
+    (kv,) = _check.float_arrays(("kv",), (kv,), 4, "(rows of all sequences, 2, heads, head_dim)", True)
     _packed(kv, 1, 2, "kv")
     return flash_attn_varlen_func(
         q, kv[:, 0], kv[:, 1], cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
@@ -191,7 +191,7 @@ def flash_attn_varlen_qkvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """flash_attn_varlen_func() with q, k and v in one array (rows, 3, heads, head_dim), read where they lie."""
-    (qkv,) = _check.float_arrays(("qkv",), (qkv,), 4, "(rows of all sequences, 3, heads, head_dim)")
+    (qkv,) = _check.float_arrays(("qkv",), (qkv,), 4, "(rows of all sequences, 3, heads, head_dim)", True)
     _packed(qkv, 1, 3, "qkv")
     return flash_attn_varlen_func(
         qkv[:, 0], qkv[:, 1], qkv[:, 2], cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale,

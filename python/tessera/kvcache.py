@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple, Union
 import numpy as np
 
 from . import _check, _core
-from ._arrays import contiguous_last, dtype_name, empty, is_tensor, pad_last, raw, to_int32
+from ._arrays import contiguous_last, dtype_name, empty, is_tensor, on_cuda, pad_last, raw, same_place, to_int32
 from ._functional import flash_call, flash_lse, set_varlen
 from ._native import Call, lse_shape, options_of
 
@@ -20,7 +20,7 @@ def attend_cache(
     """One call of the C++ kernels over checked arrays. call.cu_seqlens_k, if given, is where seqlens come from."""
     if call.cu_seqlens_k is not None:
         seqlens = call.cu_seqlens_k[1:] - call.cu_seqlens_k[:-1]
-        if seqlens.shape[0] and int(seqlens.min()) < 0:
+        if not on_cuda(seqlens) and seqlens.shape[0] and int(seqlens.min()) < 0:
             raise ValueError(f"cu_seqlens_k={call.cu_seqlens_k.tolist()} must not fall")
     cache = _core.Cache()
     if k is None:
@@ -36,7 +36,7 @@ def attend_cache(
         cache.block_table = raw(block_table)
     out = empty(q, tuple(q.shape[:-1]) + (v_cache.shape[-1],))
     lse = empty(q, lse_shape(q, call.cu_seqlens_q is not None), "float32")
-    _core.attend_cache(raw(q), cache, raw(out), raw(lse), options_of(call, dtype_name(q)))
+    _core.attend_cache(raw(q), cache, raw(out), raw(lse), options_of(call, q))
     return out, lse
 
 
@@ -78,7 +78,7 @@ def _int_vector(x: Any, default: int, name: str, batch: int, like: Any) -> Any:
         if is_tensor(like):
             import torch
 
-            return torch.full((batch,), min(value, 2**31 - 1), dtype=torch.int32)
+            return torch.full((batch,), min(value, 2**31 - 1), dtype=torch.int32, device=like.device)
         return full
     return to_int32(x, name, (batch,), like)
 
@@ -96,9 +96,10 @@ def _rotary(cos: Any, sin: Any, q: Any) -> Tuple[Any, Any]:
         raise ValueError("rotary_cos and rotary_sin must be given together")
     if cos is None:
         return None, None
-    cos, sin = _check.float_arrays(("rotary_cos", "rotary_sin"), (cos, sin), 2, "(positions, rotary_dim / 2)")
+    cos, sin = _check.float_arrays(("rotary_cos", "rotary_sin"), (cos, sin), 2, "(positions, rotary_dim / 2)", True)
     if is_tensor(cos) != is_tensor(q):
         raise TypeError("rotary_cos and q must be of one kind, tensors or other arrays")
+    same_place(cos, "rotary_cos", q, "q")
     _check.shape(sin, cos.shape, "rotary_sin")
     if not 1 <= cos.shape[1] <= q.shape[-1] // 2:
         raise ValueError(f"rotary_cos has {cos.shape[1]} columns; it must have 1 to half of head_dim, {q.shape[-1] // 2}")
@@ -150,7 +151,7 @@ def flash_attn_with_kvcache(
     softmax_lse of (batch, H_q, seqlen_q). Every argument is checked before the cache is written.
     """
     names = ("q", "k_cache", "v_cache")
-    q, k_cache, v_cache = _check.float_arrays(names, (q, k_cache, v_cache), 4, _LAYOUT)
+    q, k_cache, v_cache = _check.float_arrays(names, (q, k_cache, v_cache), 4, _LAYOUT, True)
     _check.heads_and_dims(q, k_cache, v_cache, False, names)
     batch = q.shape[0]
     if block_table is not None and cache_batch_idx is not None:
@@ -164,7 +165,7 @@ def flash_attn_with_kvcache(
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
         _check.last_stride(x, name)
     if k is not None:
-        _, k, v = _check.float_arrays(("q", "k", "v"), (q, k, v), 4, _LAYOUT)
+        _, k, v = _check.float_arrays(("q", "k", "v"), (q, k, v), 4, _LAYOUT, True)
         if cache_seqlens is None:
             raise ValueError("cache_seqlens is None; it is needed with k and v")
         for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
@@ -191,10 +192,11 @@ def varlen_with_block_table(
     return_attn_probs: bool, block_table: Any,
 ) -> Any:  # fmt: skip
     """flash_attn_varlen_func() over a paged cache."""
-    (q,) = _check.float_arrays(("q",), (q,), 3, "(rows of all sequences, heads, head_dim)")
-    k, v = _check.float_arrays(("k", "v"), (k, v), 4, "(num_blocks, block_size, heads, head_dim)")
+    (q,) = _check.float_arrays(("q",), (q,), 3, "(rows of all sequences, heads, head_dim)", True)
+    k, v = _check.float_arrays(("k", "v"), (k, v), 4, "(num_blocks, block_size, heads, head_dim)", True)
     if dtype_name(k) != dtype_name(q) or is_tensor(k) != is_tensor(q):
         raise TypeError(f"k has dtype {dtype_name(k)} and q {dtype_name(q)}; they must agree, and be of one kind")
+    same_place(k, "k", q, "q")
     _check.heads_and_dims(q, k, v, False)
     batch = _check.batch_of(cu_seqlens_q)
     call = flash_call(q, batch, 0.0, softmax_scale, causal, window_size, softcap, alibi_slopes)

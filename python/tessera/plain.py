@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from . import _check, _core, _native
-from ._arrays import as_array, dtype_name, to_int32
+from ._arrays import as_array, dtype_name, same_place, to_int32
 from ._native import Call
 
 Window = Tuple[int, int]
@@ -21,7 +21,7 @@ def _prepare(
         raise ValueError("cu_seqlens_q and cu_seqlens_k must be given together")
     rank = 3 if varlen else 4
     layout = "(rows of all sequences, heads, head_dim)" if varlen else "(batch, seqlen, heads, head_dim)"
-    q, k, v = _check.float_arrays("qkv", (q, k, v), rank, layout)
+    q, k, v = _check.float_arrays("qkv", (q, k, v), rank, layout, True)
     _check.heads_and_dims(q, k, v, not varlen)
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check.last_stride(x, name)
@@ -139,11 +139,12 @@ def attention_backward(
         max_seqlen_q, max_seqlen_k, seqused_k, leftpad_k, dropout_p, seed, offset,
     )  # fmt: skip
     layout = "(batch, seqlen, heads, head_dim)" if q.ndim == 4 else "(rows of all sequences, heads, head_dim)"
-    dout, out, _ = _check.float_arrays(("dout", "out", "q"), (dout, out, q), q.ndim, layout)
+    dout, out, _ = _check.float_arrays(("dout", "out", "q"), (dout, out, q), q.ndim, layout, True)
     for name, x in (("dout", dout), ("out", out)):
         _check.last_stride(x, name)
         _check.shape(x, tuple(q.shape[:-1]) + (v.shape[-1],), name)
-    lse = as_array(lse, "lse")
+    lse = as_array(lse, "lse", True)
+    same_place(lse, "lse", q, "q")
     if dtype_name(lse) != "float32":
         raise TypeError(f"lse has dtype {dtype_name(lse)}; float32 is needed")
     _check.shape(lse, _native.lse_shape(q, q.ndim == 3), "lse")

@@ -37,7 +37,7 @@ def scaled_dot_product_attention(
     else:
         rank, layout = 4, "(batch, heads, seqlen, head_dim)"
     names = ("query", "key", "value")
-    query, key, value = _check.float_arrays(names, (query, key, value), rank, layout)
+    query, key, value = _check.float_arrays(names, (query, key, value), rank, layout, True)
     if rank == 3:
         query, key, value = query[:, None], key[:, None], value[:, None]
     q, k, v = (swap_rows_heads(contiguous_last(x)) for x in (query, key, value))

@@ -249,7 +249,7 @@ def tree_attention(
     q = contiguous_last(q)
     out = empty(q, (q.shape[0], q.shape[1], tree.v_head_dim))
     lse = empty(q, (q.shape[1], q.shape[0]), "float32")
-    options = options_of(call, dtype_name(q))
+    options = options_of(call, q)
     step._core.attend(_layer(layer), raw(q), raw(out), raw(lse), cos, sin, kind, bool(rotary_interleaved), bool(share), options)
     if not return_softmax_lse:
         return out

@@ -20,7 +20,12 @@ EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 def pytest_report_header(config):
     missing = [name for name in ("torch", "ml_dtypes") if importlib.util.find_spec(name) is None]
-    return [f"tessera: {name} is not installed; its tests are skipped" for name in missing]
+    lines = [f"tessera: {name} is not installed; its tests are skipped" for name in missing]
+    from tessera import _core
+
+    if not _core.cuda_devices().isdigit():
+        lines.append(f"tessera: {_core.cuda_devices()}; tests on CUDA tensors are skipped")
+    return lines
 
 
 @pytest.fixture

@@ -36,8 +36,9 @@ struct CudaContext::Impl {
     context.attention = &kernels;
   }
   ~Impl() {
-    // What is enqueued may still use the scratch. An error of it was its caller's to see.
-    if (launch.workspace.bytes() != 0) (void)launch.stream.synchronize();
+    // What is enqueued may still use the scratch, unless that is the caller's. An error was the caller's to
+    // see.
+    if (launch.workspace.owned_bytes() != 0) (void)launch.stream.synchronize();
   }
   cuda::Launch launch;
   attention::cuda::CudaKernels kernels;

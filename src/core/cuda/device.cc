@@ -247,10 +247,15 @@ Result<void*> DeviceWorkspace::get(int slot, size_t bytes, const Stream& stream)
   return buffer.data();
 }
 
-size_t DeviceWorkspace::bytes() const {
+size_t DeviceWorkspace::owned_bytes() const {
   size_t sum = 0;
   for (const DeviceBuffer& buffer : slots_) sum += buffer.size();
   for (const DeviceBuffer& buffer : retired_) sum += buffer.size();
+  return sum;
+}
+
+size_t DeviceWorkspace::bytes() const {
+  size_t sum = owned_bytes();
   for (const auto& [data, size] : taken_) sum += size;
   return sum;
 }

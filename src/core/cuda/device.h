@@ -170,6 +170,7 @@ class DeviceWorkspace {
   // once first.
   Result<void*> get(int slot, size_t bytes, const Stream& stream);
   size_t bytes() const;
+  size_t owned_bytes() const;  // of those, not a source's
 
  private:
   Result<void*> take(int slot, size_t bytes, const Stream& stream);

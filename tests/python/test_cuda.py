@@ -1,0 +1,218 @@
+"""CUDA tensors: the same functions on torch's current stream, against PyTorch in float64. Skipped without a GPU."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import tessera  # noqa: E402
+from tessera import _core  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or not _core.cuda_devices().isdigit(),
+    reason=f"no GPU: torch.cuda.is_available() is {torch.cuda.is_available()}, tessera says '{_core.cuda_devices()}'",
+)
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def make(*shapes, dtype=torch.bfloat16, seed=0, grad=False):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return [torch.randn(s, generator=generator, device="cuda").to(dtype).requires_grad_(grad) for s in shapes]
+
+
+def plain(q, k, v, hidden=None, dtype=torch.float64):
+    """The definition over (batch, rows, heads, dim) in `dtype`; hidden: True where a key is not seen."""
+    q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, float("-inf"))
+    p = torch.softmax(scores, -1)
+    return ((p.masked_fill(hidden.all(-1, keepdim=True), 0.0) if hidden is not None else p) @ v).transpose(1, 2)
+
+
+def causal_mask(rows, keys):
+    return torch.ones(rows, keys, dtype=torch.bool, device="cuda").triu(1 + keys - rows)
+
+
+def worst(a, b):
+    return (a.double() - b.double()).abs().max().item()
+
+
+def bound(dtype):
+    """Of results, beside the plain form's own error: f32 runs as tf32."""
+    return 2e-2 if dtype == torch.float32 else 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows, keys, heads, kv_heads, dim", [(113, 203, 6, 2, 64), (512, 512, 4, 4, 128), (217, 64, 2, 1, 96)])
+def test_forward_and_gradients(rows, keys, heads, kv_heads, dim, causal, dtype):
+    inputs = make((2, rows, heads, dim), (2, keys, kv_heads, dim), (2, keys, kv_heads, dim), dtype=dtype, grad=True)
+    out = tessera.flash_attn_func(*inputs, causal=causal)
+    assert out.device == inputs[0].device and out.dtype == dtype
+    dout = torch.randn_like(out)
+    grads = torch.autograd.grad(out, inputs, dout)
+    hidden = causal_mask(rows, keys) if causal else None
+    results = []
+    for kind in (torch.float64, dtype):
+        o = plain(*inputs, hidden, kind)
+        results.append((o, *torch.autograd.grad(o, inputs, dout.to(kind))))
+    for name, ours, exact, same in zip(("out", "dq", "dk", "dv"), (out, *grads), *results):
+        limit = (2 if name == "out" else 3) * worst(same, exact) + bound(dtype)
+        assert worst(ours, exact) <= limit, name
+
+
+def test_runs_on_the_current_stream():
+    q, k, v = make((1, 2048, 16, 64), (1, 2048, 16, 64), (1, 2048, 16, 64))
+    want = tessera.flash_attn_func(q, k, v)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late = q.clone()  # behind the sleep: any other stream would read it too early
+        out = tessera.flash_attn_func(late, k, v)
+    stream.synchronize()
+    assert torch.equal(out, want)
+
+
+def test_varlen_is_each_sequence_alone():
+    lengths = [3, 130, 1, 64]
+    rows = sum(lengths)
+    q, k, v = make((rows, 4, 64), (rows, 2, 64), (rows, 2, 64))
+    cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
+    out = tessera.flash_attn_varlen_func(q, k, v, cu, cu, max(lengths), max(lengths), causal=True)
+    start = 0
+    for length in lengths:
+        one = slice(start, start + length)
+        alone = plain(q[None, one], k[None, one], v[None, one], causal_mask(length, length))
+        assert worst(out[one], alone[0]) <= 2e-2
+        start += length
+
+
+def test_sdpa_with_masks():
+    q, k, v = make((2, 4, 40, 64), (2, 4, 70, 64), (2, 4, 70, 64))
+    for mask in (torch.rand(2, 1, 40, 70, device="cuda") < 0.7, torch.randn(40, 70, device="cuda").bfloat16()):
+        ours = tessera.scaled_dot_product_attention(q, k, v, mask)
+        theirs = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(),
+                                                                  mask if mask.dtype == torch.bool else mask.double())
+        assert worst(ours, theirs) <= 3e-2
+
+
+def test_dropout_is_the_cpus():
+    shapes = ((1, 33, 2, 64), (1, 50, 2, 64), (1, 50, 2, 64))
+    q, k, v = (x.float() for x in make(*shapes))
+    options = dict(dropout_p=0.3, seed=5, offset=7)
+    gpu, _ = tessera.attention_forward(q, k, v, **options)
+    cpu, _ = tessera.attention_forward(q.cpu(), k.cpu(), v.cpu(), **options)
+    assert worst(gpu.cpu(), cpu) <= 1e-2  # one entry kept on one side alone is off by far more
+
+
+def test_a_paged_cache_is_appended_to_and_read():
+    batch, heads, kv_heads, dim, page, pages = 3, 8, 2, 128, 16, 8
+    lengths = torch.tensor([5, 40, 100], dtype=torch.int32, device="cuda")
+    k_cache, v_cache = make((batch * pages, page, kv_heads, dim), (batch * pages, page, kv_heads, dim), seed=1)
+    table = torch.randperm(batch * pages, device="cuda").to(torch.int32).reshape(batch, pages)
+    q, k, v = make((batch, 1, heads, dim), (batch, 1, kv_heads, dim), (batch, 1, kv_heads, dim), seed=2)
+    before = k_cache.clone()
+    out = tessera.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths, block_table=table, causal=True)
+    for b, length in enumerate(lengths.tolist()):
+        rows = [x[table[b].long()].reshape(-1, kv_heads, dim)[None, : length + 1] for x in (k_cache, v_cache)]
+        assert torch.equal(rows[0][0, length], k[b, 0])
+        assert worst(out[b : b + 1], plain(q[b : b + 1], *rows)) <= 2e-2
+    assert (before != k_cache).flatten(2).any(-1).sum().item() == batch
+
+
+def test_captured_graphs_replay_on_new_data():
+    q, k, v = make((2, 256, 4, 64), (2, 256, 4, 64), (2, 256, 4, 64), grad=False)
+    mask = torch.rand(2, 4, 256, 256, device="cuda") < 0.5
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # no call before it: scratch comes from the graph's own memory
+        causal = tessera.flash_attn_func(q, k, v, causal=True)
+        masked = tessera.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask)
+    for seed in (3, 4):
+        for x, new in zip((q, k, v), make(q.shape, k.shape, v.shape, seed=seed)):
+            x.copy_(new)
+        graph.replay()
+        assert torch.equal(causal, tessera.flash_attn_func(q, k, v, causal=True))
+        eager = tessera.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask)
+        assert torch.equal(masked, eager)
+
+
+def test_dropout_in_a_graph_is_refused():
+    q, k, v = make((1, 64, 2, 64), (1, 64, 2, 64), (1, 64, 2, 64))
+    tessera.flash_attn_func(q, k, v, dropout_p=0.5)
+    with pytest.raises(RuntimeError, match="every replay would drop the same"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            tessera.flash_attn_func(q, k, v, dropout_p=0.5)
+
+
+def test_torch_compile_takes_it_whole():
+    def layer(x, k, v):
+        return (tessera.flash_attn_func(x * 2, k, v, causal=True) + 1).sum(-1)
+
+    q, k, v = make((1, 128, 4, 64), (1, 128, 4, 64), (1, 128, 4, 64), grad=True)
+    want = layer(q, k, v)
+    got = torch.compile(layer, fullgraph=True)(q, k, v)
+    assert worst(got, want) <= 1e-1
+    dout = torch.randn_like(want)
+    for a, b in zip(torch.autograd.grad(got, (q, k, v), dout), torch.autograd.grad(want, (q, k, v), dout)):
+        assert worst(a, b) <= 1e-1
+
+
+def test_nothing_is_copied():
+    qkv = make((2, 512, 3, 8, 64))[0]
+    tessera.flash_attn_qkvpacked_func(qkv)
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    out = tessera.flash_attn_qkvpacked_func(qkv)
+    lse = 2 * 8 * 512 * 4
+    assert torch.cuda.max_memory_allocated() - held <= out.numel() * 2 + lse + 4096
+
+
+@pytest.mark.parametrize(
+    "change, error, text",
+    [
+        (lambda q, k, v: (q, k.cpu(), v), ValueError, "k is on cpu and q on cuda:0; they must be on one device"),
+        (lambda q, k, v: (q.cpu(), k, v), ValueError, "k is on cuda:0 and q on cpu"),
+        (lambda q, k, v: (q, k.half(), v), TypeError, "k has dtype float16 and q bfloat16"),
+        (lambda q, k, v: (q, k[:, :, :0], v[:, :, :0]), ValueError, "heads"),
+    ],
+)
+def test_mistakes_are_named(change, error, text):
+    with pytest.raises(error, match=text):
+        tessera.flash_attn_func(*change(*make((1, 8, 2, 64), (1, 8, 2, 64), (1, 8, 2, 64))))
+
+
+def test_arrays_of_another_device_are_named():
+    q, k, v = make((8, 2, 64), (8, 2, 64), (8, 2, 64))
+    cu = torch.tensor([0, 8], dtype=torch.int32)
+    with pytest.raises(ValueError, match="cu_seqlens_q is on cpu and q on cuda:0"):
+        tessera.flash_attn_varlen_func(q, k, v, cu, cu, 8, 8)
+    with pytest.raises(ValueError, match="alibi_slopes is on cpu and q on cuda:0"):
+        tessera.flash_attn_func(q[None], k[None], v[None], alibi_slopes=torch.ones(2))
+
+
+def test_misaligned_memory_is_refused_before_anything_runs():
+    flat = make((2 * 8 * 2 * 64 + 1,))[0]
+    q = flat[1 : 1 + 8 * 2 * 64].reshape(1, 8, 2, 64)
+    k = flat[: 8 * 2 * 64].reshape(1, 8, 2, 64)
+    with pytest.raises((ValueError, NotImplementedError), match="q.*16"):
+        tessera.flash_attn_func(q, k, k)
+    torch.cuda.synchronize()
+
+
+def test_functions_without_cuda_kernels_say_so():
+    (x,) = make((1, 4, 2, 64))
+    cos = torch.ones(4, 32, device="cuda")
+    with pytest.raises(ValueError, match="x is on the device cuda:0; only cpu is supported here"):
+        tessera.apply_rotary_emb(x, cos, cos)
+
+
+def test_after_out_of_memory_the_process_goes_on():
+    q, k, v = make((1, 64, 2, 64), (1, 64, 2, 64), (1, 64, 2, 64))
+    huge = torch.empty(1, dtype=torch.bfloat16, device="cuda").expand(2**40)
+    with pytest.raises((torch.OutOfMemoryError, MemoryError)):
+        huge.clone()
+    assert tessera.flash_attn_func(q, k, v).shape == q.shape
