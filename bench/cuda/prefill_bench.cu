@@ -1,0 +1,136 @@
+// Forward attention on Hopper, kernels alone: TFLOP/s of each shape variant over the 24 cells of bf16, B * S
+// = 16k, H * D = 2048, inside CUDA graphs, in turns. usage: prefill_bench [rounds] [filter]
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "attention/cuda/sm90/prefill/launch.h"
+
+namespace {
+
+using tessera::attention::AttentionProblem;
+using tessera::attention::ForwardTensors;
+using tessera::attention::cuda::sm90::PrefillVariant;
+
+void check(const tessera::Status& status) {
+  if (status.ok()) return;
+  std::printf("%s\n", status.message().c_str());
+  std::exit(1);
+}
+
+// Normal numbers (Box-Muller over a hash), as attention's inputs are: zeros would lower the power and raise
+// the clock.
+__global__ void fill(__nv_bfloat16* x, int64_t count, uint32_t seed) {
+  for (int64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+    uint32_t h = static_cast<uint32_t>(i) * 2654435761u + seed;
+    h ^= h >> 16;
+    h *= 0x85ebca6bu;
+    h ^= h >> 13;
+    h *= 0xc2b2ae35u;
+    h ^= h >> 16;
+    uint32_t g = h * 747796405u + 2891336453u;
+    g ^= g >> 15;
+    const float u = (static_cast<float>(h >> 8) + 1.0f) / 16777217.0f,
+                v = static_cast<float>(g >> 8) / 16777216.0f;
+    x[i] = __float2bfloat16(sqrtf(-2.0f * logf(u)) * cospif(2.0f * v));
+  }
+}
+
+struct Runner {
+  AttentionProblem problem;
+  ForwardTensors tensors;
+  PrefillVariant variant;
+  std::string name;
+  double flops = 0;
+  int calls = 1;
+  std::vector<float> ms;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 7;
+  const char* filter = argc > 2 ? argv[2] : "";
+  tessera::Result<tessera::cuda::Launch> created = tessera::cuda::Launch::create(0);
+  check(created.status());
+  tessera::cuda::Launch& launch = *created;
+  auto stream = static_cast<cudaStream_t>(launch.stream.handle());
+  const int64_t elements = int64_t{16384} * 2048;
+  constexpr int kSets = 3;
+  __nv_bfloat16* memory = nullptr;
+  float* lse = nullptr;
+  cudaMalloc(&memory, elements * 4 * kSets * 2);
+  cudaMalloc(&lse, int64_t{16384} * 32 * 4);
+  fill<<<1024, 256>>>(memory, elements * 4 * kSets, 7);
+  if (cudaDeviceSynchronize() != cudaSuccess) return 1;
+  const PrefillVariant variants[] = {PrefillVariant::d64_four_by_64, PrefillVariant::d64_three_by_128,
+                                     PrefillVariant::d128_two_by_128};
+  const char* names[] = {"4x64", "3x128", "2x128"};
+  for (const int d : {128, 64}) {
+    for (const bool causal : {false, true}) {
+      for (int v = 0; v < 3; ++v) {
+        if ((v == 2) != (d == 128)) continue;
+        char label[64];
+        std::snprintf(label, sizeof label, "D%d %s %s", d, causal ? "causal" : "full", names[v]);
+        if (std::strstr(label, filter) == nullptr) continue;
+        std::printf("%-20s", label);
+        for (const int64_t s : {512, 1024, 2048, 4096, 8192, 16384}) {
+          AttentionProblem p;
+          p.batch = 16384 / s;
+          p.seqlen_q = p.seqlen_k = s;
+          p.heads = p.kv_heads = 2048 / d;
+          p.head_dim = p.v_head_dim = d;
+          p.dtype = tessera::DType::bf16;
+          p.scale = 1.0f / std::sqrt(static_cast<float>(d));
+          p.mask.causal = causal;
+          const double flops =
+              4.0 * static_cast<double>(p.batch) * p.heads * s * s * d * (causal ? 0.5 : 1.0);
+          const int calls = std::max(3, static_cast<int>(10e-3 / (flops / 550e12)));
+          const auto run = [&](int set) {
+            using tessera::attention::contiguous;
+            __nv_bfloat16* at = memory + elements * 4 * set;
+            ForwardTensors t;
+            t.q = contiguous<const void*>(at, s, p.heads, d);
+            t.k = contiguous<const void*>(at + elements, s, p.heads, d);
+            t.v = contiguous<const void*>(at + 2 * elements, s, p.heads, d);
+            t.o = contiguous<void*>(at + 3 * elements, s, p.heads, d);
+            t.lse = lse;
+            return tessera::attention::cuda::sm90::prefill(launch, p, t, variants[v]);
+          };
+          check(run(0));
+          check(launch.stream.synchronize());
+          auto graph = tessera::cuda::Graph::capture(launch.stream, [&]() -> tessera::Status {
+            for (int i = 0; i < calls; ++i) TESSERA_RETURN_IF_ERROR(run(i % kSets));
+            return {};
+          });
+          check(graph.status());
+          std::vector<float> ms;
+          cudaEvent_t begin, end;
+          cudaEventCreate(&begin);
+          cudaEventCreate(&end);
+          for (int round = 0; round < rounds + 2; ++round) {
+            cudaEventRecord(begin, stream);
+            check(graph->launch(launch.stream));
+            cudaEventRecord(end, stream);
+            if (cudaEventSynchronize(end) != cudaSuccess) return 1;
+            float elapsed = 0;
+            cudaEventElapsedTime(&elapsed, begin, end);
+            if (round >= 2) ms.push_back(elapsed / static_cast<float>(calls));
+          }
+          std::sort(ms.begin(), ms.end());
+          std::printf(" %6.1f", flops / (ms[ms.size() / 2] * 1e-3) / 1e12);
+          std::fflush(stdout);
+        }
+        std::printf("\n");
+      }
+    }
+  }
+  return 0;
+}

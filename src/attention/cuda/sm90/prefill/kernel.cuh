@@ -1,0 +1,552 @@
+// Forward attention for Hopper: persistent blocks, a producer that feeds K and V through TMA, warpgroups of
+// 64 query rows each that multiply by wgmma and keep O in registers (FlashAttention-2's loop,
+// FlashAttention-3's split of roles).
+//
+// What differs from FlashAttention-3, and what it gave on an H200 (D = 128, S = 4096, bf16):
+//  - Speculative maximum. Only the first block of keys computes the rows' maximum. Later blocks take the
+//  exponentials against
+//    that one at once, and only a row sum above kLargestSum (or NaN) says that it was too small: f32 sums and
+//    outputs and 16-bit probabilities have room for factors below it. Such a row repeats the block with the
+//    ordinary online softmax: its warp computes the scores once more, from K that is still in shared memory.
+//    It saves 64 maxima and four dependent shuffles a block: 635 -> 695 TFLOP/s. A row's maximum moves by its
+//    own scores alone.
+//  - Q stays in registers (loaded once a tile), which frees its buffer for the next tile: 695 -> 709.
+//  - Each warpgroup stores its own output, without meeting the others, and waits for the store only when it
+//  needs the buffer
+//    again: +16 % at S = 512.
+//  Ping-pong between warpgroups, 2-CTA multicast, exp on the FMA units and wider key blocks gained nothing
+//  beside these.
+//
+// Invariants:
+//  1. wgmma accumulators are touched only between a wait and the next issue; no wgmma stands under a branch.
+//  2. A K stage is released by every warp (4 * kGroups arrivals), after its last ldmatrix: the slow path
+//  reads K with it. A V stage
+//     is read by wgmma alone and is released once a warpgroup.
+//  3. Every role walks the same tiles and, in each, the same blocks from the last to the first; a warpgroup
+//  whose rows do not
+//     reach a block waits for its stage and releases it.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "attention/cuda/common/pipe.cuh"
+#include "attention/cuda/common/ptx.cuh"
+#include "attention/cuda/common/tile.cuh"
+#include "attention/cuda/common/wgmma.cuh"
+#include "attention/cuda/sm90/prefill/config.h"
+#include "attention/cuda/sm90/prefill/schedule.h"
+
+namespace tessera::attention::cuda::sm90 {
+
+// The largest row sum of a block that is taken without a look at the maximum: 16-bit probabilities must hold
+// it.
+template <typename T>
+__device__ constexpr float largest_sum() {
+  return 1048576.0f;
+}
+template <>
+__device__ constexpr float largest_sum<__half>() {
+  return 32768.0f;
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// Row state of one thread: rows lane / 4 and lane / 4 + 8 of its warp's 16.
+struct RowPair {
+  float m[2];  // maximum so far times scale_log2; -inf before the first key
+  float l[2];  // this thread's share of the row's sum
+};
+
+template <typename C>
+struct Prefill {
+  using T = typename C::T;
+  static constexpr int D = C::D, BN = C::BN, kGroups = C::kGroups;
+
+  using QFragments = uint32_t[C::kQInRegisters ? D / 16 : 1][4];
+  // Columns [16 * step, + 16) of the warp's 16 rows of Q.
+  static __device__ __forceinline__ void q_fragment(uint32_t (&a)[4], uint32_t q_tile, int step) {
+    const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
+    ldmatrix_x4(a, q_tile + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)));
+  }
+
+  // Hides what the rows do not see in block `block`; the warpgroup's first row is `first`.
+  static __device__ __forceinline__ void mask(const PrefillParams& p, float (&s)[BN / 2], int block,
+                                              int first) {
+    const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
+    const int shift = block * BN + 2 * (lane & 3);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int position = first + 16 * warp + (lane >> 2) + 8 * row + p.first_position;
+      int high = p.seqlen_k - 1;
+      if constexpr (C::kSight == Sight::causal) high = at_most(position, high);
+      if constexpr (C::kSight == Sight::window) high = at_most(position + p.window_right, high);
+      high -= shift;
+      const int low = position - p.window_left - shift;
+#pragma unroll
+      for (int i = 0; i < BN / 8; ++i) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int column = 8 * i + c;
+          if (column > high || (C::kSight == Sight::window && column < low))
+            s[4 * i + 2 * row + c] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // s = exponentials of the rows' own maximum; the state begins.
+  static __device__ __forceinline__ void first_softmax(float (&s)[BN / 2], RowPair& state, float scale) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float most = s[2 * row];
+#pragma unroll
+      for (int i = 0; i < BN / 8; ++i) most = fmaxf(most, fmaxf(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
+      most = quad_max(most) * scale;
+      state.m[row] = most;
+      const float shift = most == -INFINITY ? 0.0f : -most;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < BN / 8; ++i) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float& x = s[4 * i + 2 * row + c];
+          x = exp2_fast(__fmaf_rn(x, scale, shift));
+          sum += x;
+        }
+      }
+      state.l[row] = sum;
+    }
+  }
+
+  // The same against the maximum that there was; false in a thread whose sums outgrew it.
+  static __device__ __forceinline__ bool speculative_softmax(float (&s)[BN / 2], const RowPair& state,
+                                                             float scale, float (&sums)[2]) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float shift = -state.m[row];
+      float sum = 0.0f, other = 0.0f;
+#pragma unroll
+      for (int i = 0; i < BN / 8; ++i) {
+        float& x = s[4 * i + 2 * row];
+        float& y = s[4 * i + 2 * row + 1];
+        x = exp2_fast(__fmaf_rn(x, scale, shift));
+        y = exp2_fast(__fmaf_rn(y, scale, shift));
+        sum += x;
+        other += y;
+      }
+      sums[row] = sum + other;
+    }
+    return sums[0] <= largest_sum<T>() && sums[1] <= largest_sum<T>();
+  }
+
+  // Repeats a block for a warp of which some row outgrew its maximum: the scores again, from K in shared
+  // memory (mma.sync gives wgmma's bits), then the online softmax for those rows and the same exponentials as
+  // before for the others. factor: what the rows' O and l so far are to be multiplied by.
+  static __device__ __forceinline__ void repeat_block(float (&s)[BN / 2], const QFragments& q,
+                                                      uint32_t q_tile, uint32_t k_tile, RowPair& state,
+                                                      float scale, float (&sums)[2], float (&factor)[2],
+                                                      bool masked, const PrefillParams& p, int block,
+                                                      int first) {
+    const int lane = static_cast<int>(threadIdx.x & 31);
+    bool outgrown[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int mine = !(sums[row] <= largest_sum<T>());
+      const int quad = mine | __shfl_xor_sync(0xffffffffu, mine, 1);
+      outgrown[row] = (quad | __shfl_xor_sync(0xffffffffu, quad, 2)) != 0;
+    }
+    const int key = (lane & 7) + ((lane >> 4) << 3);
+    const int half = (lane >> 3) & 1;
+#pragma unroll
+    for (int n = 0; n < BN / 16; ++n) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) s[8 * n + i] = 0.0f;
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        uint32_t b[4];
+        ldmatrix_x4(b, k_tile + swizzled_offset<BN>(16 * n + key, 2 * step + half));
+        if constexpr (C::kQInRegisters) {
+          mma_16x8x16(s + 8 * n, q[step], b[0], b[1]);
+          mma_16x8x16(s + 8 * n + 4, q[step], b[2], b[3]);
+        } else {
+          uint32_t a[4];
+          q_fragment(a, q_tile, step);
+          mma_16x8x16(s + 8 * n, a, b[0], b[1]);
+          mma_16x8x16(s + 8 * n + 4, a, b[2], b[3]);
+        }
+      }
+    }
+    if (masked) mask(p, s, block, first);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float most = s[2 * row];
+#pragma unroll
+      for (int i = 0; i < BN / 8; ++i) most = fmaxf(most, fmaxf(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
+      most = fmaxf(state.m[row], quad_max(most) * scale);
+      if (!outgrown[row]) most = state.m[row];
+      const float shift = most == -INFINITY ? 0.0f : -most;
+      factor[row] = outgrown[row] && most != -INFINITY ? exp2_fast(state.m[row] - most) : 1.0f;
+      state.m[row] = most;
+      float sum = 0.0f, other = 0.0f;
+#pragma unroll
+      for (int i = 0; i < BN / 8; ++i) {
+        float& x = s[4 * i + 2 * row];
+        float& y = s[4 * i + 2 * row + 1];
+        x = exp2_fast(__fmaf_rn(x, scale, shift));
+        y = exp2_fast(__fmaf_rn(y, scale, shift));
+        sum += x;
+        other += y;
+      }
+      sums[row] = sum + other;
+      state.l[row] *= factor[row];
+    }
+  }
+
+  static __device__ __forceinline__ void mma_16x8x16(float* d, const uint32_t (&a)[4], uint32_t b0,
+                                                     uint32_t b1) {
+    if constexpr (std::is_same_v<T, __half>) {
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+          "{%0, %1, %2, %3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    } else {
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+          "{%0, %1, %2, "
+          "%3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+  }
+
+  struct Shared {
+    uint32_t base;
+    // A warpgroup's Q buffers are stages of one ring: group * kQBuffers + buffer.
+    __device__ __forceinline__ uint32_t q(uint32_t stage) const { return base + stage * C::kQBytes; }
+    __device__ __forceinline__ uint32_t o(int group) const { return base + C::kO + group * C::kQBytes; }
+    __device__ __forceinline__ uint32_t k(uint32_t stage) const {
+      return base + C::kK + stage * C::kTileBytes;
+    }
+    __device__ __forceinline__ uint32_t v(uint32_t stage) const {
+      return base + C::kV + stage * C::kTileBytes;
+    }
+    __device__ __forceinline__ Ring k_ring() const { return {base + C::kBarriers}; }
+    __device__ __forceinline__ Ring v_ring() const { return {base + C::kBarriers + 16 * C::kStages}; }
+    __device__ __forceinline__ Ring q_ring() const { return {base + C::kBarriers + 32 * C::kStages}; }
+    __device__ __forceinline__ Ring tile_ring() const { return {base + kTiles}; }
+    // The two tiles on their way.
+    __device__ __forceinline__ uint32_t tile(uint32_t stage) const { return base + kTiles + 32 + 4 * stage; }
+    static constexpr uint32_t kTiles = C::kBarriers + 32 * C::kStages + 16 * kGroups * C::kQBuffers;
+  };
+
+  static __device__ __forceinline__ int load_shared(uint32_t address) {
+    int value;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+  }
+  static __device__ __forceinline__ void store_shared(uint32_t address, int value) {
+    asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+  }
+
+  // The tile after `tile`, or p.tiles. The counter's last fetch of a launch sets it back to 0: of `tiles`
+  // fetches in all, because every block's first tile is its own number and each block fetches until it gets
+  // one past the end.
+  static __device__ __forceinline__ int fetch(const PrefillParams& p) {
+    const int fetched = atomicAdd(p.next_tile, 1);
+    if (fetched == p.tiles - 1) *p.next_tile = 0;
+    return at_most(fetched + static_cast<int>(gridDim.x), p.tiles);
+  }
+
+  // Warp 0: tiles, Q and K. Warp 1: V. One thread each.
+  static __device__ __forceinline__ void produce(const PrefillParams& p, const Shared& shared, bool values) {
+    RingPosition<C::kStages> at;
+    RingPosition<2> tiles;
+    RingPosition<C::kQBuffers> q_at;
+    for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
+      const TileIndex index = tile_index<C::kDynamic>(p, tile);
+      const int first = index.m * C::kRows;
+      const KeyBlocks blocks = key_blocks<BN, C::kSight>(p, first, at_most(first + C::kRows, p.seqlen_q) - 1);
+      if (values) {
+#pragma unroll 1
+        for (int block = blocks.high - 1; block >= blocks.low; --block) {
+          shared.v_ring().acquire(at.stage, at.phase);
+          shared.v_ring().expect(at.stage, C::kTileBytes);
+          tma_load(shared.v(at.stage), &p.v, shared.v_ring().full(at.stage), 0, block * BN, 0, index.kv_head,
+                   index.batch);
+          at.next();
+        }
+      } else {
+#pragma unroll 1
+        for (int group = 0; group < kGroups; ++group) {
+          const uint32_t stage = group * C::kQBuffers + q_at.stage;
+          shared.q_ring().acquire(stage, q_at.phase);
+          shared.q_ring().expect(stage, C::kQBytes);
+          tma_load(shared.q(stage), &p.q, shared.q_ring().full(stage), 0, first + 64 * group, 0, index.head,
+                   index.batch);
+        }
+        q_at.next();
+#pragma unroll 1
+        for (int block = blocks.high - 1; block >= blocks.low; --block) {
+          shared.k_ring().acquire(at.stage, at.phase);
+          shared.k_ring().expect(at.stage, C::kTileBytes);
+          tma_load(shared.k(at.stage), &p.k, shared.k_ring().full(at.stage), 0, block * BN, 0, index.kv_head,
+                   index.batch);
+          at.next();
+        }
+      }
+      if constexpr (C::kDynamic) {
+        if (values) {
+          shared.tile_ring().wait(tiles.stage, tiles.phase);
+          tile = load_shared(shared.tile(tiles.stage));
+          shared.tile_ring().release(tiles.stage);
+        } else {
+          tile = fetch(p);
+          shared.tile_ring().acquire(tiles.stage, tiles.phase);
+          store_shared(shared.tile(tiles.stage), tile);
+          mbarrier_arrive(shared.tile_ring().full(tiles.stage));
+        }
+        tiles.next();
+      } else {
+        tile += static_cast<int>(gridDim.x);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void consume(const PrefillParams& p, const Shared& shared, int group) {
+    const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31;
+    RingPosition<C::kStages> k_at, v_at;
+    RingPosition<2> tiles;
+    RingPosition<C::kQBuffers> q_at;
+    const float scale = p.scale_log2;
+    for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
+      const int first = tile_index<C::kDynamic>(p, tile).m * C::kRows;
+      const KeyBlocks all = key_blocks<BN, C::kSight>(p, first, at_most(first + C::kRows, p.seqlen_q) - 1);
+      const int my_first = first + 64 * group;
+      const KeyBlocks mine = kGroups == 1 ? all : key_blocks<BN, C::kSight>(p, my_first, my_first + 63);
+      const int low = at_least(mine.low, all.low), high = at_least(at_most(mine.high, all.high), low + 1);
+      const uint32_t q_stage = group * C::kQBuffers + q_at.stage;
+      const uint32_t q_tile = shared.q(q_stage);
+      uint32_t q[C::kQInRegisters ? D / 16 : 1][4];
+      shared.q_ring().wait(q_stage, q_at.phase);
+      q_at.next();
+      if constexpr (C::kQInRegisters) {
+#pragma unroll
+        for (int step = 0; step < D / 16; ++step) q_fragment(q[step], q_tile, step);
+        __syncwarp();
+        if (lane == 0) shared.q_ring().release(q_stage);
+      }
+
+      // Blocks that only the warpgroups below see.
+#pragma unroll 1
+      for (int block = all.high - 1; block >= high; --block) skip(shared, k_at, v_at, thread, lane);
+
+      float s[BN / 2], o[D / 2];
+      uint32_t probabilities[BN / 16][4];
+      RowPair state;
+      shared.k_ring().wait(k_at.stage, k_at.phase);
+      wgmma_fence();
+      scores(s, q, q_tile, shared.k(k_at.stage));
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(s);
+      if (lane == 0) shared.k_ring().release(k_at.stage);
+      k_at.next();
+      if (high - 1 >= mine.clear_high || high - 1 < mine.clear_low) mask(p, s, high - 1, my_first);
+      first_softmax(s, state, scale);
+      pack(probabilities, s);
+
+      uint32_t accumulate = 0;
+#pragma unroll 1
+      for (int block = high - 2; block >= low; --block) {
+        shared.k_ring().wait(k_at.stage, k_at.phase);
+        wgmma_fence();
+        scores(s, q, q_tile, shared.k(k_at.stage));
+        wgmma_commit();
+        shared.v_ring().wait(v_at.stage, v_at.phase);
+        values(o, probabilities, shared.v(v_at.stage), accumulate);
+        wgmma_commit();
+        accumulate = 1;
+        wgmma_wait<1>();
+        pin(s);
+        const bool masked = block >= mine.clear_high || block < mine.clear_low;
+        if (masked) mask(p, s, block, my_first);
+        float sums[2], factor[2] = {1.0f, 1.0f};
+        const bool fits = speculative_softmax(s, state, scale, sums);
+        const bool again = !__all_sync(0xffffffffu, fits);
+        if (again) {
+          repeat_block(s, q, q_tile, shared.k(k_at.stage), state, scale, sums, factor, masked, p, block,
+                       my_first);
+        }
+        state.l[0] += sums[0];
+        state.l[1] += sums[1];
+        __syncwarp();
+        if (lane == 0) shared.k_ring().release(k_at.stage);
+        k_at.next();
+        wgmma_wait<0>();
+        pin(o);
+        if (thread == 0) shared.v_ring().release(v_at.stage);
+        v_at.next();
+        if (again) {
+#pragma unroll
+          for (int i = 0; i < D / 2; ++i) o[i] *= factor[(i >> 1) & 1];
+        }
+        pack(probabilities, s);
+      }
+      if constexpr (!C::kQInRegisters) {
+        __syncwarp();
+        if (lane == 0) shared.q_ring().release(q_stage);
+      }
+      shared.v_ring().wait(v_at.stage, v_at.phase);
+      wgmma_fence();
+      values(o, probabilities, shared.v(v_at.stage), accumulate);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(o);
+      if (thread == 0) shared.v_ring().release(v_at.stage);
+      v_at.next();
+#pragma unroll 1
+      for (int block = low - 1; block >= all.low; --block) skip(shared, k_at, v_at, thread, lane);
+
+      finish(p, shared, group, tile, o, state);
+      if constexpr (C::kDynamic) {
+        shared.tile_ring().wait(tiles.stage, tiles.phase);
+        tile = load_shared(shared.tile(tiles.stage));
+        __syncwarp();
+        if (lane == 0) shared.tile_ring().release(tiles.stage);
+        tiles.next();
+      } else {
+        tile += static_cast<int>(gridDim.x);
+      }
+    }
+    if (thread == 0) bulk_wait_read<0>();  // shared memory must outlive the last store's reads
+  }
+
+  static __device__ __forceinline__ void skip(const Shared& shared, RingPosition<C::kStages>& k_at,
+                                              RingPosition<C::kStages>& v_at, int thread, int lane) {
+    shared.k_ring().wait(k_at.stage, k_at.phase);
+    if (lane == 0) shared.k_ring().release(k_at.stage);
+    k_at.next();
+    shared.v_ring().wait(v_at.stage, v_at.phase);
+    if (thread == 0) shared.v_ring().release(v_at.stage);
+    v_at.next();
+  }
+
+  template <int N>
+  static __device__ __forceinline__ void pin(float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
+  }
+
+  static __device__ __forceinline__ void scores(float (&s)[BN / 2], const QFragments& q, uint32_t q_tile,
+                                                uint32_t k_tile) {
+    const uint64_t k = descriptor_k_major(k_tile);
+    if constexpr (C::kQInRegisters) {
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        Wgmma<T, BN, 0>::rs(s, q[step], k + descriptor_k_step<BN>(step), step != 0);
+      }
+    } else {
+      const uint64_t a = descriptor_k_major(q_tile);
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        Wgmma<T, BN, 0>::ss(s, a + descriptor_k_step<64>(step), k + descriptor_k_step<BN>(step), step != 0);
+      }
+    }
+  }
+  static __device__ __forceinline__ void values(float (&o)[D / 2],
+                                                const uint32_t (&probabilities)[BN / 16][4], uint32_t v_tile,
+                                                uint32_t accumulate) {
+    const uint64_t v = descriptor_mn_major<BN>(v_tile);
+#pragma unroll
+    for (int step = 0; step < BN / 16; ++step) {
+      Wgmma<T, D, 1>::rs(o, probabilities[step], v + descriptor_mn_step(step), step == 0 ? accumulate : 1);
+    }
+  }
+  static __device__ __forceinline__ void pack(uint32_t (&probabilities)[BN / 16][4],
+                                              const float (&s)[BN / 2]) {
+#pragma unroll
+    for (int step = 0; step < BN / 16; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        probabilities[step][i] = pack2<T>(s[8 * step + 2 * i], s[8 * step + 2 * i + 1]);
+    }
+  }
+
+  // o / l through shared memory to the tensor, LSE from the rows' first lanes.
+  static __device__ __forceinline__ void finish(const PrefillParams& p, const Shared& shared, int group,
+                                                int tile, float (&o)[D / 2], RowPair& state) {
+    const TileIndex index = tile_index<C::kDynamic>(p, tile);
+    const int my_first = index.m * C::kRows + 64 * group;
+    const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31, warp = thread >> 5;
+    float inverse[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float sum = quad_sum(state.l[row]);
+      const bool empty = sum == 0.0f;  // nothing seen: o = 0, LSE = -inf
+      inverse[row] = empty ? 0.0f : 1.0f / sum;
+      const int at = my_first + 16 * warp + (lane >> 2) + 8 * row;
+      if (p.lse != nullptr && (lane & 3) == 0 && at < p.seqlen_q) {
+        const int64_t head = int64_t{index.batch} * p.heads.divisor + index.head;
+        p.lse[head * p.seqlen_q + at] = empty ? -INFINITY : (state.m[row] + log2f(sum)) * 0.6931471805599453f;
+      }
+    }
+    if (thread == 0) bulk_wait_read<0>();  // the store of the tile before
+    named_barrier_sync(1 + group, 128);
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      uint32_t r[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        r[i] = pack2<T>(o[8 * step + 2 * i] * inverse[i & 1], o[8 * step + 2 * i + 1] * inverse[i & 1]);
+      }
+      stmatrix_x4(shared.o(group) + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)),
+                  r[0], r[1], r[2], r[3]);
+    }
+    fence_async_shared();
+    named_barrier_sync(1 + group, 128);
+    if (thread == 0) {
+      tma_store(&p.o, shared.o(group), 0, my_first, 0, index.head, index.batch);
+      bulk_commit();
+    }
+  }
+};
+
+template <typename C>
+__global__ __launch_bounds__(C::kThreads, 1) void prefill_kernel(const __grid_constant__ PrefillParams p) {
+  using Kernel = Prefill<C>;
+  extern __shared__ uint8_t raw[];
+  typename Kernel::Shared shared{(shared_address(raw) + 1023) & ~1023u};
+  asm volatile("" : "+r"(shared.base));  // or the address is computed again in every iteration
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0) - 1;
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(&p.q);
+    prefetch_tensor_map(&p.k);
+    prefetch_tensor_map(&p.v);
+    prefetch_tensor_map(&p.o);
+    shared.k_ring().init(C::kStages, 1, 4 * C::kGroups);
+    shared.v_ring().init(C::kStages, 1, C::kGroups);
+    shared.q_ring().init(C::kGroups * C::kQBuffers, 1, 4);
+    shared.tile_ring().init(2, 1, 4 * C::kGroups + 1);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  if (group < 0) {
+    registers_down<C::kProducerRegisters>();
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    if (warp < 2 && (threadIdx.x & 31) == 0) Kernel::produce(p, shared, warp == 1);
+  } else {
+    registers_up<C::kConsumerRegisters>();
+    Kernel::consume(p, shared, group);
+  }
+}
+
+}  // namespace tessera::attention::cuda::sm90

@@ -1,0 +1,9 @@
+// ptxas-spill-bytes: 48
+// Around the loop over tiles, none inside the loop over keys.
+#include "attention/cuda/sm90/prefill/launch_kernel.cuh"
+
+namespace tessera::attention::cuda::sm90 {
+
+TESSERA_PREFILL(D64ThreeBy128, __nv_bfloat16);
+
+}  // namespace tessera::attention::cuda::sm90
