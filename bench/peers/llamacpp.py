@@ -20,8 +20,10 @@ import sys
 import tempfile
 import time
 
-import llama_cpp as api
 import numpy as np
+
+import llama_cpp as api
+
 from driver import BATCH_STEPS, Output, add_common_arguments, add_model_arguments, integers, model_sha256
 
 MICRO_BATCH = 512  # llama.cpp's default
