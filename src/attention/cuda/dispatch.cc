@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "attention/cuda/sm90/prefill/launch.h"
 #include "attention/sequences.h"
 #include "core/format.h"
 
@@ -20,17 +21,37 @@ struct Kernel {
   Status (*run)(Launch& launch, const AttentionProblem& problem, const Tensors& tensors);
 };
 
-constexpr std::span<const Kernel<ForwardTensors>> kForward{};
+// Kernels of compute capability 9.0 alone ("sm_90a").
+Status only_on_hopper(const DeviceProperties& device, const char* kernel) {
+  if (device.sm() == 90) return {};
+  return unsupported(format("{} is for sm_90, device {} is sm_{}", kernel, device.name, device.sm()),
+                     "device");
+}
+
+Status supports_sm90_prefill(const DeviceProperties& device, const AttentionProblem& problem) {
+  TESSERA_RETURN_IF_ERROR(only_on_hopper(device, "sm90 prefill"));
+  return sm90::prefill_supports(problem, {});
+}
+Status run_sm90_prefill(Launch& launch, const AttentionProblem& problem, const ForwardTensors& tensors) {
+  return sm90::prefill(launch, problem, tensors);
+}
+
+constexpr Kernel<ForwardTensors> kForwardKernels[] = {
+    {"sm90 prefill (TMA, wgmma)", supports_sm90_prefill, run_sm90_prefill},
+};
+constexpr std::span<const Kernel<ForwardTensors>> kForward{kForwardKernels};
 constexpr std::span<const Kernel<BackwardTensors>> kBackward{};
 
-// The first that takes the problem; otherwise the last one's reason, which is the widest's.
+// The first that takes the problem, and its tensors: a kernel that refuses their strides does so before it
+// launches anything. When none does, the last one's reason, which is the widest's.
 template <typename Tensors>
 Status run_best(std::span<const Kernel<Tensors>> kernels, Launch& launch, const AttentionProblem& problem,
                 const Tensors& tensors) {
   Status why = unsupported(format("no CUDA kernel for device {}", launch.device.name), "device");
   for (const Kernel<Tensors>& kernel : kernels) {
     why = kernel.supports(launch.device, problem);
-    if (why.ok()) return kernel.run(launch, problem, tensors);
+    if (why.ok()) why = kernel.run(launch, problem, tensors);
+    if (why.code() != StatusCode::unsupported) return why;
   }
   return why;
 }

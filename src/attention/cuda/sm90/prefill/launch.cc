@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention/cuda/common/slots.h"
 #include "attention/cuda/common/tma.h"
 #include "attention/cuda/sm90/prefill/config.h"
 #include "core/format.h"
@@ -12,7 +13,6 @@ namespace {
 
 using tessera::cuda::Launch;
 
-constexpr int kCounterSlot = 0;
 constexpr int64_t kSectionBytes = int64_t{32} << 20;  // K and V of the heads in flight, about half of L2
 
 // Tile shape by head size and length, as measured on an H200 (bench/results/attention_h200):
