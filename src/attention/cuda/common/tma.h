@@ -24,4 +24,10 @@ Status tensor_map(CUtensorMap* map, const char* what, DType dtype, const Strided
                   int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows, int box_panels,
                   Promotion promotion);
 
+// The same tensor as dimensions {dim, rows, heads, batches} in boxes of 64 elements by `box_rows` rows: one
+// load a panel, with coordinates {64 * panel, row, head, batch}. What lies past `dim` is zeros, so any dim
+// that is a multiple of 8 goes.
+Status row_map(CUtensorMap* map, const char* what, DType dtype, const Strided<const void*>& tensor,
+               int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows, Promotion promotion);
+
 }  // namespace tessera::attention::cuda

@@ -10,38 +10,48 @@
 namespace tessera::attention::cuda::sm90 {
 
 template <typename Element, int kHeadDim, int kWarpgroups, int kKeys, int kStageCount, bool kQRegisters,
-          Sight kRowsSee>
+          Sight kRowsSee, Form kLayout>
 struct PrefillConfig {
   using T = Element;
   static constexpr int D = kHeadDim, kGroups = kWarpgroups, BN = kKeys, kStages = kStageCount;
   static constexpr Sight kSight = kRowsSee;
+  static constexpr Form kForm = kLayout;
+  // V rows that no query sees lie in a tile with others: they are zeroed there, since 0 times NaN is NaN.
+  static constexpr bool kCleanValues = kForm == Form::ragged || kSight == Sight::window;
   // Tiles of unequal work are fetched, longest first; equal ones are dealt.
-  static constexpr bool kDynamic = kSight != Sight::full;
+  static constexpr bool kDynamic = kSight != Sight::full || kForm == Form::ragged;
   // In registers Q's buffer is free again at the start of a tile; where registers are short it stays in
   // shared memory, and two buffers let the next tile's come meanwhile.
   static constexpr bool kQInRegisters = kQRegisters;
-  static constexpr int kQBuffers = kQInRegisters ? 1 : 2;
+  static constexpr int kQBuffers = kQInRegisters || D > 192 ? 1 : 2;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
   // The register file's 64K shared among warpgroups as setmaxnreg deals it (multiples of 8).
   static constexpr int kConsumerRegisters = kGroups == 2 ? 240 : kGroups == 3 ? 160 : 112;
   static constexpr int kProducerRegisters = kGroups == 2 ? 24 : 32;
-  static constexpr int kQBytes = 64 * D * 2, kTileBytes = BN * D * 2;
+  static constexpr int kPanels = (D + 63) / 64;  // of 64 columns; a D of 96 fills half of its last one
+  static constexpr int kQBytes = kPanels * 64 * 128, kTileBytes = kPanels * BN * 128;
+  // Where shared memory is short the output takes Q's place, and the next tile's Q waits for its store.
+  static constexpr bool kOInQ = D > 192;
   // Shared memory: Q and O of every warpgroup, K and V stages, barriers. 1024 bytes more to align it.
-  static constexpr int kO = kGroups * kQBuffers * kQBytes, kK = kO + kGroups * kQBytes,
+  static constexpr int kO = kGroups * kQBuffers * kQBytes, kK = kO + (kOInQ ? 0 : kGroups * kQBytes),
                        kV = kK + kStages * kTileBytes;
   static constexpr int kBarriers = kV + kStages * kTileBytes;
   static constexpr int kBarrierBytes = 16 * (2 * kStages + kGroups * kQBuffers + 2) + 16;
   static constexpr int kSharedBytes = kBarriers + kBarrierBytes + 1024;
-  static_assert(D % 64 == 0 && BN % 16 == 0);
+  static_assert(D % 16 == 0 && BN % 16 == 0 && (!kOInQ || !kQInRegisters));
 };
 
-template <typename T, Sight kSight>
-using D64FourBy64 = PrefillConfig<T, 64, 4, 64, 4, false, kSight>;
-template <typename T, Sight kSight>
-using D64ThreeBy128 = PrefillConfig<T, 64, 3, 128, 3, false, kSight>;
-template <typename T, Sight kSight>
-using D128TwoBy128 = PrefillConfig<T, 128, 2, 128, 2, true, kSight>;
+template <typename T, Sight kSight, Form kForm>
+using D64FourBy64 = PrefillConfig<T, 64, 4, 64, 4, false, kSight, kForm>;
+template <typename T, Sight kSight, Form kForm>
+using D64ThreeBy128 = PrefillConfig<T, 64, 3, 128, 3, false, kSight, kForm>;
+template <typename T, Sight kSight, Form kForm>
+using D96TwoBy128 = PrefillConfig<T, 96, 2, 128, 2, true, kSight, kForm>;
+template <typename T, Sight kSight, Form kForm>
+using D128TwoBy128 = PrefillConfig<T, 128, 2, 128, 2, true, kSight, kForm>;
+template <typename T, Sight kSight, Form kForm>
+using D256TwoBy80 = PrefillConfig<T, 256, 2, 80, 2, false, kSight, kForm>;
 
 // Launches on `blocks` multiprocessors. Defined in launch_kernel.cuh, instantiated in prefill_*.cu.
 template <typename C>

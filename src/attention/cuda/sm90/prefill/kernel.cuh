@@ -68,7 +68,8 @@ struct RowPair {
 template <typename C>
 struct Prefill {
   using T = typename C::T;
-  static constexpr int D = C::D, BN = C::BN, kGroups = C::kGroups;
+  static constexpr int D = C::D, BN = C::BN, kGroups = C::kGroups, kPanels = C::kPanels;
+  static constexpr bool kRagged = C::kForm == Form::ragged;
 
   using QFragments = uint32_t[C::kQInRegisters ? D / 16 : 1][4];
   // Columns [16 * step, + 16) of the warp's 16 rows of Q.
@@ -78,28 +79,54 @@ struct Prefill {
   }
 
   // Hides what the rows do not see in block `block`; the warpgroup's first row is `first`.
-  static __device__ __forceinline__ void mask(const PrefillParams& p, float (&s)[BN / 2], int block,
-                                              int first) {
+  static __device__ __forceinline__ void mask(const PrefillParams& p, const Sequence& sequence,
+                                              float (&s)[BN / 2], int block, int first) {
     const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
     const int shift = block * BN + 2 * (lane & 3);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int position = first + 16 * warp + (lane >> 2) + 8 * row + p.first_position;
-      int high = p.seqlen_k - 1;
+      const int position = first + 16 * warp + (lane >> 2) + 8 * row + sequence.first_position();
+      int high = sequence.keys - 1;
       if constexpr (C::kSight == Sight::causal) high = at_most(position, high);
       if constexpr (C::kSight == Sight::window) high = at_most(position + p.window_right, high);
       high -= shift;
-      const int low = position - p.window_left - shift;
+      constexpr bool kLow = C::kSight == Sight::window || kRagged;
+      int low = sequence.leftpad;
+      if constexpr (C::kSight == Sight::window) low = at_least(low, position - p.window_left);
+      low -= shift;
 #pragma unroll
       for (int i = 0; i < BN / 8; ++i) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const int column = 8 * i + c;
-          if (column > high || (C::kSight == Sight::window && column < low))
-            s[4 * i + 2 * row + c] = -INFINITY;
+          if (column > high || (kLow && column < low)) s[4 * i + 2 * row + c] = -INFINITY;
         }
       }
     }
+  }
+
+  // Zeroes the rows of a V tile that no query of the sequence sees, by every warpgroup that is about to read
+  // it (all write the same). True where it had to.
+  static __device__ __forceinline__ bool unseen_values(const PrefillParams& p, const Sequence& sequence,
+                                                       int block) {
+    if constexpr (!C::kCleanValues) return false;
+    return (block + 1) * BN > sequence.keys || block * BN < first_seen(p, sequence);
+  }
+  static __device__ __forceinline__ int first_seen(const PrefillParams& p, const Sequence& sequence) {
+    if constexpr (C::kSight != Sight::window) return sequence.leftpad;
+    return at_least(sequence.leftpad, sequence.first_position() - p.window_left);
+  }
+  static __device__ __forceinline__ void clean_values(const PrefillParams& p, const Sequence& sequence,
+                                                      int block, uint32_t v_tile, int group) {
+    const int low = first_seen(p, sequence) - block * BN, high = sequence.keys - block * BN;
+#pragma unroll 1
+    for (int at = static_cast<int>(threadIdx.x & 127); at < BN * kPanels * 8; at += 128) {
+      const int row = at / 8 % BN;
+      if (row >= low && row < high) continue;
+      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(v_tile + at * 16), "r"(0) : "memory");
+    }
+    fence_async_shared();
+    named_barrier_sync(1 + group, 128);
   }
 
   // s = exponentials of the rows' own maximum; the state begins.
@@ -153,8 +180,8 @@ struct Prefill {
   static __device__ __forceinline__ void repeat_block(float (&s)[BN / 2], const QFragments& q,
                                                       uint32_t q_tile, uint32_t k_tile, RowPair& state,
                                                       float scale, float (&sums)[2], float (&factor)[2],
-                                                      bool masked, const PrefillParams& p, int block,
-                                                      int first) {
+                                                      bool masked, const PrefillParams& p,
+                                                      const Sequence& sequence, int block, int first) {
     const int lane = static_cast<int>(threadIdx.x & 31);
     bool outgrown[2];
 #pragma unroll
@@ -169,22 +196,26 @@ struct Prefill {
     for (int n = 0; n < BN / 16; ++n) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) s[8 * n + i] = 0.0f;
+      if constexpr (C::kQInRegisters) {
 #pragma unroll
-      for (int step = 0; step < D / 16; ++step) {
-        uint32_t b[4];
-        ldmatrix_x4(b, k_tile + swizzled_offset<BN>(16 * n + key, 2 * step + half));
-        if constexpr (C::kQInRegisters) {
+        for (int step = 0; step < D / 16; ++step) {
+          uint32_t b[4];
+          ldmatrix_x4(b, k_tile + swizzled_offset<BN>(16 * n + key, 2 * step + half));
           mma_16x8x16(s + 8 * n, q[step], b[0], b[1]);
           mma_16x8x16(s + 8 * n + 4, q[step], b[2], b[3]);
-        } else {
-          uint32_t a[4];
+        }
+      } else {
+#pragma unroll 1
+        for (int step = 0; step < D / 16; ++step) {
+          uint32_t a[4], b[4];
           q_fragment(a, q_tile, step);
+          ldmatrix_x4(b, k_tile + swizzled_offset<BN>(16 * n + key, 2 * step + half));
           mma_16x8x16(s + 8 * n, a, b[0], b[1]);
           mma_16x8x16(s + 8 * n + 4, a, b[2], b[3]);
         }
       }
     }
-    if (masked) mask(p, s, block, first);
+    if (masked) mask(p, sequence, s, block, first);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float most = s[2 * row];
@@ -232,7 +263,9 @@ struct Prefill {
     uint32_t base;
     // A warpgroup's Q buffers are stages of one ring: group * kQBuffers + buffer.
     __device__ __forceinline__ uint32_t q(uint32_t stage) const { return base + stage * C::kQBytes; }
-    __device__ __forceinline__ uint32_t o(int group) const { return base + C::kO + group * C::kQBytes; }
+    __device__ __forceinline__ uint32_t o(int group) const {
+      return base + (C::kOInQ ? 0 : C::kO) + group * C::kQBytes;
+    }
     __device__ __forceinline__ uint32_t k(uint32_t stage) const {
       return base + C::kK + stage * C::kTileBytes;
     }
@@ -266,6 +299,40 @@ struct Prefill {
     return at_most(fetched + static_cast<int>(gridDim.x), p.tiles);
   }
 
+  // Keys [block * BN, + BN) of the sequence to a tile. Pages past the last key are not looked up: their rows
+  // stay as they are, and are masked.
+  static __device__ __forceinline__ void load_keys(const PrefillParams& p, const Sequence& sequence,
+                                                   const CUtensorMap* map, uint32_t tile, uint32_t full,
+                                                   int block, int kv_head, int batch) {
+    if constexpr (kRagged) {
+      if (p.block_table != nullptr) {
+        const int boxes = BN / p.box_rows;
+        const int present =
+            at_most(at_least((sequence.keys - block * BN + p.box_rows - 1) / p.box_rows, 0), boxes);
+        mbarrier_arrive_expect(full, present * p.box_rows * kPanels * 128);
+#pragma unroll 1
+        for (int box = 0; box < present; ++box) {
+          const int key = block * BN + box * p.box_rows;
+          const int index = static_cast<int>(p.page.quotient(static_cast<uint32_t>(key)));
+          const int id =
+              at_most(at_least(p.block_table[int64_t{batch} * p.table_stride + index], 0), p.pages - 1);
+#pragma unroll 1
+          for (int panel = 0; panel < kPanels; ++panel) {
+            tma_load_4d(tile + panel * (BN * 128) + box * p.box_rows * 128, map, full, 64 * panel,
+                        key - index * static_cast<int>(p.page.divisor), kv_head, id);
+          }
+        }
+        return;
+      }
+    }
+    mbarrier_arrive_expect(full, C::kTileBytes);
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) {
+      tma_load_4d(tile + panel * (BN * 128), map, full, 64 * panel, sequence.k_first + block * BN, kv_head,
+                  sequence.k_batch);
+    }
+  }
+
   // Warp 0: tiles, Q and K. Warp 1: V. One thread each.
   static __device__ __forceinline__ void produce(const PrefillParams& p, const Shared& shared, bool values) {
     RingPosition<C::kStages> at;
@@ -273,33 +340,33 @@ struct Prefill {
     RingPosition<C::kQBuffers> q_at;
     for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
       const TileIndex index = tile_index<C::kDynamic>(p, tile);
+      const Sequence rows = sequence<C::kForm>(p, index.batch);
       const int first = index.m * C::kRows;
-      const KeyBlocks blocks = key_blocks<BN, C::kSight>(p, first, at_most(first + C::kRows, p.seqlen_q) - 1);
-      if (values) {
+      if (!kRagged || first < rows.rows) {
+        const KeyBlocks blocks =
+            key_blocks<BN, C::kSight, C::kForm>(p, rows, first, at_most(first + C::kRows, rows.rows) - 1);
+        if (!values) {
+#pragma unroll 1
+          for (int group = 0; group < kGroups; ++group) {
+            const uint32_t stage = group * C::kQBuffers + q_at.stage;
+            shared.q_ring().acquire(stage, q_at.phase);
+            shared.q_ring().expect(stage, C::kQBytes);
+#pragma unroll
+            for (int panel = 0; panel < kPanels; ++panel) {
+              tma_load_4d(shared.q(stage) + panel * (64 * 128), &p.q, shared.q_ring().full(stage), 64 * panel,
+                          rows.q_first + first + 64 * group, index.head, rows.q_batch);
+            }
+          }
+          q_at.next();
+        }
+        const Ring ring = values ? shared.v_ring() : shared.k_ring();
+        const CUtensorMap* const map = values ? &p.v : &p.k;
+        const uint32_t tiles_at = values ? shared.v(0) : shared.k(0);
 #pragma unroll 1
         for (int block = blocks.high - 1; block >= blocks.low; --block) {
-          shared.v_ring().acquire(at.stage, at.phase);
-          shared.v_ring().expect(at.stage, C::kTileBytes);
-          tma_load(shared.v(at.stage), &p.v, shared.v_ring().full(at.stage), 0, block * BN, 0, index.kv_head,
-                   index.batch);
-          at.next();
-        }
-      } else {
-#pragma unroll 1
-        for (int group = 0; group < kGroups; ++group) {
-          const uint32_t stage = group * C::kQBuffers + q_at.stage;
-          shared.q_ring().acquire(stage, q_at.phase);
-          shared.q_ring().expect(stage, C::kQBytes);
-          tma_load(shared.q(stage), &p.q, shared.q_ring().full(stage), 0, first + 64 * group, 0, index.head,
-                   index.batch);
-        }
-        q_at.next();
-#pragma unroll 1
-        for (int block = blocks.high - 1; block >= blocks.low; --block) {
-          shared.k_ring().acquire(at.stage, at.phase);
-          shared.k_ring().expect(at.stage, C::kTileBytes);
-          tma_load(shared.k(at.stage), &p.k, shared.k_ring().full(at.stage), 0, block * BN, 0, index.kv_head,
-                   index.batch);
+          ring.acquire(at.stage, at.phase);
+          load_keys(p, rows, map, tiles_at + at.stage * C::kTileBytes, ring.full(at.stage), block,
+                    index.kv_head, index.batch);
           at.next();
         }
       }
@@ -328,10 +395,17 @@ struct Prefill {
     RingPosition<C::kQBuffers> q_at;
     const float scale = p.scale_log2;
     for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
-      const int first = tile_index<C::kDynamic>(p, tile).m * C::kRows;
-      const KeyBlocks all = key_blocks<BN, C::kSight>(p, first, at_most(first + C::kRows, p.seqlen_q) - 1);
+      const TileIndex index = tile_index<C::kDynamic>(p, tile);
+      const int first = index.m * C::kRows;
+      const Sequence rows = sequence<C::kForm>(p, index.batch);
+      if (kRagged && first >= rows.rows) {
+        tile = next_tile(shared, tiles, tile, lane);
+        continue;
+      }
+      const KeyBlocks all =
+          key_blocks<BN, C::kSight, C::kForm>(p, rows, first, at_most(first + C::kRows, rows.rows) - 1);
       const int my_first = first + 64 * group;
-      const KeyBlocks mine = kGroups == 1 ? all : key_blocks<BN, C::kSight>(p, my_first, my_first + 63);
+      const KeyBlocks mine = key_blocks<BN, C::kSight, C::kForm>(p, rows, my_first, my_first + 63);
       const int low = at_least(mine.low, all.low), high = at_least(at_most(mine.high, all.high), low + 1);
       const uint32_t q_stage = group * C::kQBuffers + q_at.stage;
       const uint32_t q_tile = shared.q(q_stage);
@@ -360,13 +434,17 @@ struct Prefill {
       pin(s);
       if (lane == 0) shared.k_ring().release(k_at.stage);
       k_at.next();
-      if (high - 1 >= mine.clear_high || high - 1 < mine.clear_low) mask(p, s, high - 1, my_first);
+      if (high - 1 >= mine.clear_high || high - 1 < mine.clear_low) mask(p, rows, s, high - 1, my_first);
       first_softmax(s, state, scale);
       pack(probabilities, s);
 
       uint32_t accumulate = 0;
 #pragma unroll 1
       for (int block = high - 2; block >= low; --block) {
+        if (unseen_values(p, rows, block + 1)) {
+          shared.v_ring().wait(v_at.stage, v_at.phase);
+          clean_values(p, rows, block + 1, shared.v(v_at.stage), group);
+        }
         shared.k_ring().wait(k_at.stage, k_at.phase);
         wgmma_fence();
         scores(s, q, q_tile, shared.k(k_at.stage));
@@ -378,12 +456,12 @@ struct Prefill {
         wgmma_wait<1>();
         pin(s);
         const bool masked = block >= mine.clear_high || block < mine.clear_low;
-        if (masked) mask(p, s, block, my_first);
+        if (masked) mask(p, rows, s, block, my_first);
         float sums[2], factor[2] = {1.0f, 1.0f};
         const bool fits = speculative_softmax(s, state, scale, sums);
         const bool again = !__all_sync(0xffffffffu, fits);
         if (again) {
-          repeat_block(s, q, q_tile, shared.k(k_at.stage), state, scale, sums, factor, masked, p, block,
+          repeat_block(s, q, q_tile, shared.k(k_at.stage), state, scale, sums, factor, masked, p, rows, block,
                        my_first);
         }
         state.l[0] += sums[0];
@@ -401,11 +479,12 @@ struct Prefill {
         }
         pack(probabilities, s);
       }
-      if constexpr (!C::kQInRegisters) {
+      if constexpr (!C::kQInRegisters && !C::kOInQ) {
         __syncwarp();
         if (lane == 0) shared.q_ring().release(q_stage);
       }
       shared.v_ring().wait(v_at.stage, v_at.phase);
+      if (unseen_values(p, rows, low)) clean_values(p, rows, low, shared.v(v_at.stage), group);
       wgmma_fence();
       values(o, probabilities, shared.v(v_at.stage), accumulate);
       wgmma_commit();
@@ -417,17 +496,20 @@ struct Prefill {
       for (int block = low - 1; block >= all.low; --block) skip(shared, k_at, v_at, thread, lane);
 
       finish(p, shared, group, tile, o, state);
-      if constexpr (C::kDynamic) {
-        shared.tile_ring().wait(tiles.stage, tiles.phase);
-        tile = load_shared(shared.tile(tiles.stage));
-        __syncwarp();
-        if (lane == 0) shared.tile_ring().release(tiles.stage);
-        tiles.next();
-      } else {
-        tile += static_cast<int>(gridDim.x);
-      }
+      tile = next_tile(shared, tiles, tile, lane);
     }
     if (thread == 0) bulk_wait_read<0>();  // shared memory must outlive the last store's reads
+  }
+
+  static __device__ __forceinline__ int next_tile(const Shared& shared, RingPosition<2>& tiles, int tile,
+                                                  int lane) {
+    if constexpr (!C::kDynamic) return tile + static_cast<int>(gridDim.x);
+    shared.tile_ring().wait(tiles.stage, tiles.phase);
+    const int next = load_shared(shared.tile(tiles.stage));
+    __syncwarp();
+    if (lane == 0) shared.tile_ring().release(tiles.stage);
+    tiles.next();
+    return next;
   }
 
   static __device__ __forceinline__ void skip(const Shared& shared, RingPosition<C::kStages>& k_at,
@@ -465,10 +547,16 @@ struct Prefill {
   static __device__ __forceinline__ void values(float (&o)[D / 2],
                                                 const uint32_t (&probabilities)[BN / 16][4], uint32_t v_tile,
                                                 uint32_t accumulate) {
-    const uint64_t v = descriptor_mn_major<BN>(v_tile);
+    constexpr int kColumns = D > 128 ? D / 2 : D;  // of one product; 256 at once would be serialised
 #pragma unroll
-    for (int step = 0; step < BN / 16; ++step) {
-      Wgmma<T, D, 1>::rs(o, probabilities[step], v + descriptor_mn_step(step), step == 0 ? accumulate : 1);
+    for (int part = 0; part < D / kColumns; ++part) {
+      const uint64_t v = descriptor_mn_major<BN>(v_tile + part * (kColumns / 64) * (BN * 128));
+      float(&columns)[kColumns / 2] = reinterpret_cast<float(&)[kColumns / 2]>(o[part * (kColumns / 2)]);
+#pragma unroll
+      for (int step = 0; step < BN / 16; ++step) {
+        Wgmma<T, kColumns, 1>::rs(columns, probabilities[step], v + descriptor_mn_step(step),
+                                  step == 0 ? accumulate : 1);
+      }
     }
   }
   static __device__ __forceinline__ void pack(uint32_t (&probabilities)[BN / 16][4],
@@ -484,9 +572,10 @@ struct Prefill {
   // o / l through shared memory to the tensor, LSE from the rows' first lanes.
   static __device__ __forceinline__ void finish(const PrefillParams& p, const Shared& shared, int group,
                                                 int tile, float (&o)[D / 2], RowPair& state) {
-    const TileIndex index = tile_index<C::kDynamic>(p, tile);
-    const int my_first = index.m * C::kRows + 64 * group;
     const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31, warp = thread >> 5;
+    const TileIndex index = tile_index<C::kDynamic>(p, tile);
+    const Sequence rows = sequence<C::kForm>(p, index.batch);
+    const int my_first = index.m * C::kRows + 64 * group;
     float inverse[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -494,12 +583,13 @@ struct Prefill {
       const bool empty = sum == 0.0f;  // nothing seen: o = 0, LSE = -inf
       inverse[row] = empty ? 0.0f : 1.0f / sum;
       const int at = my_first + 16 * warp + (lane >> 2) + 8 * row;
-      if (p.lse != nullptr && (lane & 3) == 0 && at < p.seqlen_q) {
-        const int64_t head = int64_t{index.batch} * p.heads.divisor + index.head;
-        p.lse[head * p.seqlen_q + at] = empty ? -INFINITY : (state.m[row] + log2f(sum)) * 0.6931471805599453f;
+      if (p.lse != nullptr && (lane & 3) == 0 && at < rows.rows) {
+        float* const lse =
+            p.lse + rows.q_batch * p.lse_batch_stride + index.head * p.lse_head_stride + rows.q_first;
+        lse[at] = empty ? -INFINITY : (state.m[row] + log2f(sum)) * 0.6931471805599453f;
       }
     }
-    if (thread == 0) bulk_wait_read<0>();  // the store of the tile before
+    if (!C::kOInQ && thread == 0) bulk_wait_read<0>();  // the store of the tile before
     named_barrier_sync(1 + group, 128);
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
@@ -511,11 +601,40 @@ struct Prefill {
       stmatrix_x4(shared.o(group) + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)),
                   r[0], r[1], r[2], r[3]);
     }
-    fence_async_shared();
-    named_barrier_sync(1 + group, 128);
-    if (thread == 0) {
-      tma_store(&p.o, shared.o(group), 0, my_first, 0, index.head, index.batch);
-      bulk_commit();
+    const int left = rows.rows - my_first;
+    if (kRagged && left < 64) {
+      // The rows behind are another sequence's.
+      named_barrier_sync(1 + group, 128);
+      char* const out =
+          static_cast<char*>(p.o_data) + 2 * (rows.q_batch * p.o_batch_stride + index.head * p.o_head_stride +
+                                              (rows.q_first + my_first) * p.o_row_stride);
+      const int pieces = p.v_head_dim / 8;
+#pragma unroll 1
+      for (int at = thread; at < left * pieces; at += 128) {
+        const int row = at / pieces, piece = at - row * pieces;
+        uint4 value;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                     : "r"(shared.o(group) + swizzled_offset<64>(row, piece))
+                     : "memory");
+        *reinterpret_cast<uint4*>(out + 2 * (row * p.o_row_stride + 8 * piece)) = value;
+      }
+      if constexpr (C::kOInQ) named_barrier_sync(1 + group, 128);
+    } else {
+      fence_async_shared();
+      named_barrier_sync(1 + group, 128);
+      if (thread == 0) {
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+          tma_store_4d(&p.o, shared.o(group) + panel * (64 * 128), 64 * panel, rows.q_first + my_first,
+                       index.head, rows.q_batch);
+        }
+        bulk_commit();
+        if constexpr (C::kOInQ) bulk_wait_read<0>();
+      }
+    }
+    if constexpr (C::kOInQ) {
+      if (thread == 0) shared.q_ring().release(group);
     }
   }
 };
@@ -534,7 +653,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void prefill_kernel(const __grid_co
     prefetch_tensor_map(&p.o);
     shared.k_ring().init(C::kStages, 1, 4 * C::kGroups);
     shared.v_ring().init(C::kStages, 1, C::kGroups);
-    shared.q_ring().init(C::kGroups * C::kQBuffers, 1, 4);
+    shared.q_ring().init(C::kGroups * C::kQBuffers, 1, C::kOInQ ? 1 : 4);
     shared.tile_ring().init(2, 1, 4 * C::kGroups + 1);
     fence_barrier_init();
   }

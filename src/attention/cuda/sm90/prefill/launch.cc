@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "attention/cuda/common/slots.h"
 #include "attention/cuda/common/tma.h"
@@ -19,29 +20,60 @@ constexpr int64_t kSectionBytes = int64_t{32} << 20;  // K and V of the heads in
 //   D = 64   four warpgroups of 64 keys up to 4k and whenever causal; three of 128 keys are ahead from 8k on.
 //   D = 128  two warpgroups of 128 keys with Q in registers: wider key blocks lose at 512 what they gain at
 //   16k.
+// Other sizes run as the next larger of 64, 96, 128 and 256, the rest zeros.
 PrefillVariant chosen(const AttentionProblem& p) {
-  if (p.head_dim == 128) return PrefillVariant::d128_two_by_128;
+  const int dim = std::max(p.head_dim, p.v_head_dim);
+  if (dim > 128) return PrefillVariant::d256_two_by_80;
+  if (dim > 96) return PrefillVariant::d128_two_by_128;
+  if (dim > 64) return PrefillVariant::d96_two_by_128;
   return p.mask.causal || p.seqlen_k <= 4096 ? PrefillVariant::d64_four_by_64
                                              : PrefillVariant::d64_three_by_128;
 }
 
 template <typename C>
-Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t) {
+Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages) {
   PrefillParams params;
-  const auto map = [&](CUtensorMap* to, const char* what, const Strided<const void*>& tensor, int64_t rows,
-                       int64_t heads, int box_rows) {
-    return tensor_map(to, what, p.dtype, tensor, p.batch, rows, heads, C::D, box_rows, C::D / 64,
-                      Promotion::bytes_256);
+  const bool packed_q = p.cu_seqlens_q != nullptr, packed_k = p.cu_seqlens_k != nullptr;
+  const bool paged = pages.table != nullptr;
+  const auto map = [&](CUtensorMap* to, const char* what, Strided<const void*> tensor, bool packed,
+                       int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows) {
+    if (packed) {
+      tensor.batch_stride = 0;
+      batches = 1;
+    }
+    return row_map(to, what, p.dtype, tensor, batches, rows, heads, dim, box_rows, Promotion::bytes_256);
   };
-  TESSERA_RETURN_IF_ERROR(map(&params.q, "q", t.q, p.seqlen_q, p.heads, 64));
-  TESSERA_RETURN_IF_ERROR(map(&params.k, "k", t.k, p.seqlen_k, p.kv_heads, C::BN));
-  TESSERA_RETURN_IF_ERROR(map(&params.v, "v", t.v, p.seqlen_k, p.kv_heads, C::BN));
+  params.total_q = static_cast<int32_t>(packed_q ? p.total_q : p.seqlen_q);
+  params.total_k = static_cast<int32_t>(packed_k ? p.total_k : p.seqlen_k);
+  params.box_rows = paged ? static_cast<int32_t>(std::gcd<int64_t>(pages.page, C::BN)) : C::BN;
+  const int64_t k_rows = paged ? pages.page : params.total_k, k_batches = paged ? pages.pages : p.batch;
+  TESSERA_RETURN_IF_ERROR(
+      map(&params.q, "q", t.q, packed_q, p.batch, params.total_q, p.heads, p.head_dim, 64));
+  TESSERA_RETURN_IF_ERROR(map(&params.k, "k", t.k, packed_k && !paged, k_batches, k_rows, p.kv_heads,
+                              p.head_dim, params.box_rows));
+  TESSERA_RETURN_IF_ERROR(map(&params.v, "v", t.v, packed_k && !paged, k_batches, k_rows, p.kv_heads,
+                              p.v_head_dim, params.box_rows));
   const Strided<const void*> o{t.o.data, t.o.batch_stride, t.o.row_stride, t.o.head_stride};
-  TESSERA_RETURN_IF_ERROR(map(&params.o, "o", o, p.seqlen_q, p.heads, 64));
+  TESSERA_RETURN_IF_ERROR(
+      map(&params.o, "o", o, packed_q, p.batch, params.total_q, p.heads, p.v_head_dim, 64));
   params.lse = t.lse;
+  params.lse_head_stride = params.total_q;
+  params.lse_batch_stride = packed_q ? 0 : int64_t{p.heads} * p.seqlen_q;
   params.seqlen_q = static_cast<int32_t>(p.seqlen_q);
   params.seqlen_k = static_cast<int32_t>(p.seqlen_k);
-  params.first_position = params.seqlen_k - params.seqlen_q;
+  params.cu_seqlens_q = p.cu_seqlens_q;
+  params.cu_seqlens_k = paged ? nullptr : p.cu_seqlens_k;
+  params.seqused_k = p.seqused_k;
+  params.leftpad_k = p.leftpad_k;
+  params.block_table = pages.table;
+  params.table_stride = static_cast<int32_t>(pages.table_stride);
+  params.pages = static_cast<int32_t>(pages.pages);
+  params.page = Division(static_cast<uint32_t>(std::max<int64_t>(pages.page, 1)));
+  params.o_data = t.o.data;
+  params.o_batch_stride = packed_q ? 0 : t.o.batch_stride;
+  params.o_row_stride = t.o.row_stride;
+  params.o_head_stride = t.o.head_stride;
+  params.v_head_dim = p.v_head_dim;
   const auto window = [](int64_t w) { return w < 0 || w > kNoWindow ? kNoWindow : static_cast<int32_t>(w); };
   params.window_left = window(p.mask.window_left);
   params.window_right = p.mask.causal ? 0 : window(p.mask.window_right);
@@ -68,58 +100,63 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t) {
   return launch_prefill<C>(launch.stream, std::min(params.tiles, launch.device.multiprocessors), params);
 }
 
-template <template <typename, Sight> class Config, typename T>
-Status run_sight(Launch& launch, const AttentionProblem& p, const ForwardTensors& t) {
+template <template <typename, Sight, Form> class Config, typename T>
+Status run_form(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages) {
   const Mask& mask = p.mask;
-  if (mask.window_left >= 0 || (!mask.causal && mask.window_right >= 0)) {
-    return run<Config<T, Sight::window>>(launch, p, t);
-  }
-  return mask.causal ? run<Config<T, Sight::causal>>(launch, p, t)
-                     : run<Config<T, Sight::full>>(launch, p, t);
+  const bool window = mask.window_left >= 0 || (!mask.causal && mask.window_right >= 0);
+  const bool ragged =
+      p.cu_seqlens_q != nullptr || p.seqused_k != nullptr || p.leftpad_k != nullptr || pages.table != nullptr;
+  if (ragged && window) return run<Config<T, Sight::window, Form::ragged>>(launch, p, t, pages);
+  if (ragged && mask.causal) return run<Config<T, Sight::causal, Form::ragged>>(launch, p, t, pages);
+  if (ragged) return run<Config<T, Sight::full, Form::ragged>>(launch, p, t, pages);
+  if (window) return run<Config<T, Sight::window, Form::dense>>(launch, p, t, pages);
+  if (mask.causal) return run<Config<T, Sight::causal, Form::dense>>(launch, p, t, pages);
+  return run<Config<T, Sight::full, Form::dense>>(launch, p, t, pages);
 }
 
 template <typename T>
-Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTensors& t,
+Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages,
                    PrefillVariant variant) {
   switch (variant) {
     case PrefillVariant::d64_four_by_64:
-      return run_sight<D64FourBy64, T>(launch, p, t);
+      return run_form<D64FourBy64, T>(launch, p, t, pages);
     case PrefillVariant::d64_three_by_128:
-      return run_sight<D64ThreeBy128, T>(launch, p, t);
+      return run_form<D64ThreeBy128, T>(launch, p, t, pages);
+    case PrefillVariant::d96_two_by_128:
+      return run_form<D96TwoBy128, T>(launch, p, t, pages);
+    case PrefillVariant::d256_two_by_80:
+      return run_form<D256TwoBy80, T>(launch, p, t, pages);
     default:
-      return run_sight<D128TwoBy128, T>(launch, p, t);
+      return run_form<D128TwoBy128, T>(launch, p, t, pages);
   }
 }
 
 }  // namespace
 
-Status prefill_supports(const AttentionProblem& p, const ForwardTensors&) {
+Status prefill_supports(const AttentionProblem& p, const PageTable& pages) {
   const auto no = [](const char* field, const std::string& message) { return unsupported(message, field); };
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return no("dtype", "sm90 prefill takes bf16 and f16");
-  if (p.head_dim != p.v_head_dim || (p.head_dim != 64 && p.head_dim != 128)) {
-    return no("head_dim", format("sm90 prefill takes head_dim = v_head_dim of 64 and 128, not {} and {}",
-                                 p.head_dim, p.v_head_dim));
-  }
   if (!(p.scale > 0.0f)) return no("scale", format("sm90 prefill takes a scale above 0, not {}", p.scale));
   if (p.seqlen_k == 0) return no("seqlen_k", "sm90 prefill takes at least one key");
   if (p.mask.tensor.kind != MaskKind::none) return no("mask", "sm90 prefill takes no mask tensor");
   if (p.mask.ancestors.tree_keys != 0) return no("ancestors", "sm90 prefill takes no ancestor mask");
   if (p.softcap != 0.0f) return no("softcap", "sm90 prefill takes no softcap");
   if (p.alibi_slopes != nullptr) return no("alibi_slopes", "sm90 prefill takes no ALiBi");
-  if (p.cu_seqlens_q != nullptr) return no("cu_seqlens_q", "sm90 prefill takes no varlen");
-  if (p.seqused_k != nullptr || p.leftpad_k != nullptr) {
-    return no("seqused_k", "sm90 prefill takes neither seqused_k nor leftpad_k");
-  }
   if (p.dropout.p != 0.0f) return no("dropout", "sm90 prefill takes no dropout");
+  if (pages.table != nullptr && (pages.page < 16 || pages.page % 16 != 0)) {
+    return no("block_size", format("sm90 prefill takes pages of a multiple of 16 keys, not {}", pages.page));
+  }
   return {};
 }
 
-Status prefill(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, PrefillVariant variant) {
-  TESSERA_RETURN_IF_ERROR(prefill_supports(p, t));
-  if (p.batch * p.seqlen_q == 0) return {};
+Status prefill(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages,
+               PrefillVariant variant) {
+  TESSERA_RETURN_IF_ERROR(prefill_supports(p, pages));
+  const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_q : p.batch * p.seqlen_q;
+  if (rows == 0) return {};
   if (variant == PrefillVariant::automatic) variant = chosen(p);
-  return p.dtype == DType::f16 ? run_variant<__half>(launch, p, t, variant)
-                               : run_variant<__nv_bfloat16>(launch, p, t, variant);
+  return p.dtype == DType::f16 ? run_variant<__half>(launch, p, t, pages, variant)
+                               : run_variant<__nv_bfloat16>(launch, p, t, pages, variant);
 }
 
 }  // namespace tessera::attention::cuda::sm90

@@ -24,10 +24,12 @@ Status launch_prefill(const tessera::cuda::Stream& stream, int blocks, const Pre
 
 }  // namespace tessera::attention::cuda::sm90
 
-#define TESSERA_PREFILL(Config, T)                                                            \
-  template Status launch_prefill<Config<T, Sight::full>>(const tessera::cuda::Stream&, int,   \
-                                                         const PrefillParams&);               \
-  template Status launch_prefill<Config<T, Sight::causal>>(const tessera::cuda::Stream&, int, \
-                                                           const PrefillParams&);             \
-  template Status launch_prefill<Config<T, Sight::window>>(const tessera::cuda::Stream&, int, \
-                                                           const PrefillParams&)
+#define TESSERA_PREFILL_AS(...) \
+  template Status launch_prefill<__VA_ARGS__>(const tessera::cuda::Stream&, int, const PrefillParams&)
+#define TESSERA_PREFILL(Config, T)                            \
+  TESSERA_PREFILL_AS(Config<T, Sight::full, Form::dense>);    \
+  TESSERA_PREFILL_AS(Config<T, Sight::causal, Form::dense>);  \
+  TESSERA_PREFILL_AS(Config<T, Sight::window, Form::dense>);  \
+  TESSERA_PREFILL_AS(Config<T, Sight::full, Form::ragged>);   \
+  TESSERA_PREFILL_AS(Config<T, Sight::causal, Form::ragged>); \
+  TESSERA_PREFILL_AS(Config<T, Sight::window, Form::ragged>)

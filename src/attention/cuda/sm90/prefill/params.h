@@ -10,11 +10,12 @@
 namespace tessera::attention::cuda::sm90 {
 
 struct PrefillParams {
-  CUtensorMap q, k, v, o;  // boxes of 64, BN, BN and 64 rows
-  float* lse;              // [batch][heads][seqlen_q], or null
-  int32_t* next_tile;      // 0 between launches; null: tiles are dealt in turn
-  int32_t seqlen_q, seqlen_k;
-  int32_t first_position;             // of row 0: seqlen_k - seqlen_q
+  CUtensorMap q, k, v,
+      o;       // dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 64)
+  float* lse;  // row r of head h of batch b at b * lse_batch_stride + h * lse_head_stride + r; or null
+  int64_t lse_batch_stride, lse_head_stride;
+  int32_t* next_tile;                 // 0 between launches; null: tiles are dealt in turn
+  int32_t seqlen_q, seqlen_k;         // of every batch, or the longest
   int32_t window_left, window_right;  // kNoWindow: open. Causal is window_right = 0.
   float scale_log2;                   // scale * log2(e), above 0
   int32_t tiles;                      // of kRows rows, over all heads
@@ -24,6 +25,17 @@ struct PrefillParams {
   // of every head come before those above them. section_tiles = section_heads * m_blocks.
   Division section_heads, section_tiles;
   int32_t total_heads;  // batch * heads
+  int32_t box_rows;     // keys of one load; kKeys, or a page's where those are fewer
+  // Ragged forms. Device pointers, null as in the problem.
+  const int32_t *cu_seqlens_q, *cu_seqlens_k, *seqused_k, *leftpad_k;
+  int32_t total_q, total_k;    // rows of all sequences, where cu_seqlens are
+  const int32_t* block_table;  // [batch][table_stride] or null
+  int32_t table_stride, pages;
+  Division page;  // keys of a page
+  // For rows that a box would write past their sequence: 16-byte stores.
+  void* o_data;
+  int64_t o_batch_stride, o_row_stride, o_head_stride;
+  int32_t v_head_dim;
 };
 
 inline constexpr int32_t kNoWindow = 1 << 29;

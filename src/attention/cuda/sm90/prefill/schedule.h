@@ -9,6 +9,45 @@ namespace tessera::attention::cuda::sm90 {
 
 // What rows see: all keys; those up to their own position; a window.
 enum class Sight { full, causal, window };
+// Batches of one length in tensors of their own; or sequences of any length, in packed tensors, in pages,
+// with unused keys.
+enum class Form { dense, ragged };
+
+// Where one batch's rows and keys lie, and which there are.
+struct Sequence {
+  int q_first, q_batch, rows;  // rows [q_first, q_first + rows) of tensor batch q_batch
+  int k_first, k_batch, keys;  // keys likewise; of the batch's pages where there is a table
+  int leftpad;                 // keys at the front that nothing sees
+  TESSERA_HOST_DEVICE int first_position() const { return keys - rows; }
+};
+
+TESSERA_HOST_DEVICE int at_least(int a, int b) {
+  return a > b ? a : b;
+}
+TESSERA_HOST_DEVICE int at_most(int a, int b) {
+  return a < b ? a : b;
+}
+
+// Device contents are not checked by the host: lengths are clamped to what the tensors hold.
+template <Form kForm>
+TESSERA_HOST_DEVICE Sequence sequence(const PrefillParams& p, int batch) {
+  Sequence s{0, batch, p.seqlen_q, 0, batch, p.seqlen_k, 0};
+  if constexpr (kForm == Form::ragged) {
+    if (p.cu_seqlens_q != nullptr) {
+      s.q_first = at_most(at_least(p.cu_seqlens_q[batch], 0), p.total_q);
+      s.rows = at_most(at_least(at_most(p.cu_seqlens_q[batch + 1], p.total_q) - s.q_first, 0), p.seqlen_q);
+      s.q_batch = 0;
+    }
+    if (p.cu_seqlens_k != nullptr) {
+      s.k_first = at_most(at_least(p.cu_seqlens_k[batch], 0), p.total_k);
+      s.keys = at_most(at_least(at_most(p.cu_seqlens_k[batch + 1], p.total_k) - s.k_first, 0), p.seqlen_k);
+      s.k_batch = 0;
+    }
+    if (p.seqused_k != nullptr) s.keys = at_most(at_least(p.seqused_k[batch], 0), s.keys);
+    if (p.leftpad_k != nullptr) s.leftpad = at_most(at_least(p.leftpad_k[batch], 0), s.keys);
+  }
+  return s;
+}
 
 // Rows [m * rows, (m + 1) * rows) of head `head` of batch `batch`.
 struct TileIndex {
@@ -45,27 +84,21 @@ struct KeyBlocks {
   int low, high, clear_low, clear_high;
 };
 
-TESSERA_HOST_DEVICE int at_least(int a, int b) {
-  return a > b ? a : b;
-}
-TESSERA_HOST_DEVICE int at_most(int a, int b) {
-  return a < b ? a : b;
-}
-
-template <int kBlock, Sight kSight>
-TESSERA_HOST_DEVICE KeyBlocks key_blocks(const PrefillParams& p, int first, int last) {
-  const int keys = p.seqlen_k;
-  const int blocks = (keys + kBlock - 1) / kBlock;
-  KeyBlocks range{0, blocks, 0, keys / kBlock};
+template <int kBlock, Sight kSight, Form kForm>
+TESSERA_HOST_DEVICE KeyBlocks key_blocks(const PrefillParams& p, const Sequence& s, int first, int last) {
+  const int blocks = at_least((s.keys + kBlock - 1) / kBlock, 1);
+  KeyBlocks range{0, blocks, 0, s.keys / kBlock};
   if constexpr (kSight != Sight::full) {
     const int right = kSight == Sight::causal ? 0 : p.window_right;
-    const int right_of_last = last + p.first_position + right;
+    const int right_of_last = last + s.first_position() + right;
     range.high = right_of_last < 0 ? 0 : at_most(blocks, right_of_last / kBlock + 1);
-    range.clear_high = at_most(at_least(first + p.first_position + right + 1, 0) / kBlock, range.clear_high);
+    range.clear_high =
+        at_most(at_least(first + s.first_position() + right + 1, 0) / kBlock, range.clear_high);
   }
-  if constexpr (kSight == Sight::window) {
-    range.low = at_most(at_least(first + p.first_position - p.window_left, 0) / kBlock, blocks - 1);
-    range.clear_low = (at_least(last + p.first_position - p.window_left, 0) + kBlock - 1) / kBlock;
+  if constexpr (kSight == Sight::window || kForm == Form::ragged) {
+    const int left = kSight == Sight::window ? p.window_left : kNoWindow;
+    range.low = at_most(at_least(first + s.first_position() - left, s.leftpad) / kBlock, blocks - 1);
+    range.clear_low = (at_least(last + s.first_position() - left, s.leftpad) + kBlock - 1) / kBlock;
   }
   range.high = at_least(range.high, range.low + 1);
   return range;
