@@ -27,6 +27,7 @@ void add_bench(CLI::App& app, int* code) {
   CLI::App* bench = app.add_subcommand("bench", "measure this machine, with a model or attention alone");
   bench->require_subcommand(1);
   add_bench_attention(*bench, code);
+  add_bench_decode(*bench, code);
   add_bench_model(*bench, code);
   add_bench_prefix(*bench, code);
   add_bench_serving(*bench, code);

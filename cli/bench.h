@@ -59,6 +59,7 @@ Status bench_long_prompt(const engine::ServiceOptions& service_options, LongProm
 int64_t resident_bytes();
 
 void add_bench_attention(CLI::App& bench, int* code);
+void add_bench_decode(CLI::App& bench, int* code);
 void add_bench_model(CLI::App& bench, int* code);
 void add_bench_perplexity(CLI::App& bench, int* code);
 void add_bench_prefix(CLI::App& bench, int* code);

@@ -12,6 +12,7 @@
 #include "core/context.h"
 #include "core/format.h"
 #include "core/philox.h"
+#include "cuda/bench_device.h"
 #include "peer_process.h"
 #include "tessera/attention.h"
 
@@ -34,6 +35,7 @@ struct AttentionOptions {
   int rounds = 11;
   std::string peer, python = "python3", peer_script;
   std::string json;
+  std::string device = "cpu";
 };
 
 struct Cell {
@@ -347,6 +349,30 @@ Status bench_attention(const AttentionOptions& options) {
   return {};
 }
 
+// The options of the CPU's cells that were given, in the device's terms.
+Status bench_on_cuda(const CLI::App& sub, const AttentionOptions& options) {
+  for (const char* name : {"--threads", "--schedule", "--peer", "--python", "--peer-script"}) {
+    if (sub.count(name) > 0) {
+      return invalid_argument(format("{} is for --device cpu; bench/peers/torch_attention.py compares on a "
+                                     "CUDA device",
+                                     name),
+                              name);
+    }
+  }
+  DeviceAttentionOptions device;
+  if (sub.count("--seqlen") > 0) device.seqlens = options.seqlens;
+  if (sub.count("--batch") > 0) device.batch = options.batch;
+  if (sub.count("--heads") > 0) device.heads = options.heads;
+  if (sub.count("--kv-heads") > 0) device.kv_heads = options.kv_heads;
+  if (sub.count("--dtype") > 0) device.dtypes = options.dtypes;
+  device.dims = options.dims;
+  device.causal = options.causal;
+  device.backward = options.backward;
+  device.rounds = options.rounds;
+  device.json = options.json;
+  return bench_attention_on_device(device);
+}
+
 }  // namespace
 
 void add_bench_attention(CLI::App& bench, int* code) {
@@ -383,8 +409,14 @@ void add_bench_attention(CLI::App& bench, int* code) {
   sub->add_option("--python", options->python, "interpreter that has torch")->capture_default_str();
   sub->add_option("--peer-script", options->peer_script, "the peer's script")->capture_default_str();
   sub->add_option("--json", options->json, "file for one JSON object a line");
-  sub->callback([options, code] {
-    const Status status = bench_attention(*options);
+  sub->add_option("--device", options->device,
+                  "cpu, or cuda: then -S to 16384, --batch and --heads that make 16,384 tokens of 2,048 "
+                  "elements, and bf16, unless they are given")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  sub->callback([options, code, sub] {
+    const Status status =
+        options->device == "cuda" ? bench_on_cuda(*sub, *options) : bench_attention(*options);
     *code = status.ok() ? kExitOk : fail(status);
   });
 }

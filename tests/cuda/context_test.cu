@@ -73,7 +73,7 @@ TEST_F(CudaContextTest, RefusesArraysOfTheProblemOnTheHost) {
 
 TEST_F(CudaContextTest, RefusesAMisalignedPointer) {
   tensors_.q.data = memory_.as<char>() + 2;
-  expect_refused("q", "aligned");
+  expect_refused("q", "16 bytes");
   tensors_.q.data = memory_.as<char>() + 1;
   expect_refused("q", "q must be aligned to its 2 byte elements");
 }
