@@ -1,0 +1,80 @@
+// What producer and consumers of the decode kernel share: descriptions of waves, and shared memory.
+#pragma once
+
+#include "attention/cuda/common/ptx.cuh"
+#include "attention/cuda/sm90/decode/params.h"
+
+namespace tessera::attention::cuda::sm90 {
+
+inline constexpr int kConsumers = 8;  // warps
+inline constexpr int kDecodeThreads = 32 * (kConsumers + 1);
+inline constexpr int kWideThreads = 32 * (kConsumers + 4);
+inline constexpr int kWaveSlots = 4;
+inline constexpr int kWaveTiles = 32;  // most of a wave
+
+// What a consumer has to know of a unit.
+struct UnitEntry {
+  int32_t tiles;
+  int32_t first_key, end_key;
+  int32_t rows;  // of the piece
+  int32_t first_token, first_row;
+  int32_t kv_head;
+  int32_t flags;
+  int32_t partial;  // first row, with kUnitApart
+  int32_t sequence;
+  int32_t unused[2];
+};
+inline constexpr int32_t kUnitStartsSegment = 1;
+inline constexpr int32_t kUnitEndsSegment = 2;
+inline constexpr int32_t kUnitStartsRow = 4;  // with ends: the segment is the row's first
+inline constexpr int32_t kUnitApart = 8;      // with ends: the segment's state is handed over
+inline constexpr int32_t kUnitEndsRow = 16;   // o is written
+
+// How a wave is walked: by warps, a unit in 2^mode row groups each; or by warpgroups, one task each or both
+// the same.
+inline constexpr int32_t kWaveWide = 3, kWaveWideBoth = 4;
+
+struct Wave {
+  int32_t units;  // or tasks; 0: no more
+  int32_t mode;
+  int32_t unused[2];
+  UnitEntry unit[kConsumers];
+};
+
+// Shared memory of a block.
+template <int kDim, int kGroups>
+struct DecodeShared {
+  static constexpr int kTileBytes = kTile * kDim * 2;
+  static constexpr int kStageBytes = 2 * kTileBytes;  // K, then V
+  static constexpr int kMergeStride = kDim + 4;       // floats: accumulators are stored without conflicts
+  static constexpr int kStages = kDim == 64    ? (kGroups == 1 ? 10 : 8)
+                                 : kDim == 128 ? (kGroups == 1 ? 5 : 4)
+                                               : 2;
+
+  alignas(1024) unsigned char stage[kStages][kStageBytes];
+  // The warps' states of a wave; in wide waves q of the two warpgroups.
+  alignas(1024) float merge[kConsumers][8][kMergeStride];
+  float running[kGroups * 8][2][kDim];  // segment, row
+  float2 merge_ml[kConsumers][8];
+  float2 running_ml[kGroups * 8][2];
+  Wave wave[kWaveSlots];
+  int32_t pages[kConsumers * kUnitTiles * 8];
+  // A tile's arrival is waited for at its place in its wave, not at its stage: a warp that skips other warps'
+  // tiles would mistake a stage's parity of two rounds before for the one it waits for. Every wave completes
+  // all of its slot's barriers once.
+  uint64_t k_full[kWaveSlots][kWaveTiles], v_full[kWaveSlots][kWaveTiles];
+  uint64_t empty[kStages];
+  uint64_t wave_full[kWaveSlots], wave_empty[kWaveSlots];
+  uint64_t merge_full, merge_free;
+
+  __device__ __forceinline__ unsigned char* wide_q(int warpgroup) {
+    static_assert(sizeof(merge) >= 2 * 64 * kDim * 2);
+    return reinterpret_cast<unsigned char*>(merge) + warpgroup * (64 * kDim * 2);
+  }
+};
+
+__device__ __forceinline__ void mbarrier_arrive_many(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+}  // namespace tessera::attention::cuda::sm90

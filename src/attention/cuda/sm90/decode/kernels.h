@@ -1,0 +1,29 @@
+// The compiled kernels of decode and tree attention, one file for each head_dim.
+#pragma once
+
+#include "attention/cuda/sm90/decode/params.h"
+#include "tessera/dtype.h"
+
+namespace tessera::attention::cuda::sm90 {
+
+struct DecodeKernel {
+  const void* kernel = nullptr;   // of DecodeParams
+  const void* combine = nullptr;  // of CombineParams
+  int shared_bytes = 0, threads = 0;
+  int most_rows = 0;  // of a piece
+};
+
+// The one for `rows` rows of a kv head in one piece, or for as many as there is one for. `kernel` is null
+// when head_dim has none (64, 128 and 256 have).
+DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features);
+// The one that walks listed pieces.
+DecodeKernel tree_kernel_for(DType dtype, int head_dim);
+
+DecodeKernel decode_kernel_64(DType dtype, int64_t rows, bool features);
+DecodeKernel decode_kernel_128(DType dtype, int64_t rows, bool features);
+DecodeKernel decode_kernel_256(DType dtype, int64_t rows, bool features);
+DecodeKernel tree_kernel_64(DType dtype);
+DecodeKernel tree_kernel_128(DType dtype);
+DecodeKernel tree_kernel_256(DType dtype);
+
+}  // namespace tessera::attention::cuda::sm90

@@ -1,0 +1,35 @@
+// What decode and tree share of their host side.
+#pragma once
+
+#include "attention/cuda/sm90/decode/kernels.h"
+#include "attention/cuda/sm90/decode/params.h"
+#include "core/cuda/device.h"
+#include "tessera/attention.h"
+#include "tessera/paged.h"
+
+namespace tessera::attention::cuda::sm90 {
+
+// Slots of the workspace.
+inline constexpr int kPartialSlot = 0, kPartialStateSlot = 1, kRotatedSlot = 2;
+
+// What a step over a cache on sm_90 can do; the fields of the host alone.
+Status check_step_problem(const AttentionProblem& problem);
+Status check_device(const tessera::cuda::Launch& launch);
+// Anything that needs the second instantiation.
+bool has_features(const AttentionProblem& problem);
+void set_problem(const AttentionProblem& problem, DecodeParams& params);
+Status set_cache(const AttentionProblem& problem, const CacheView& cache, DecodeParams& params);
+// Checks q, o and the new rows, and puts q and o into params.
+Status set_rows(const CacheAppend& append, const CacheTensors& tensors, DecodeParams& params);
+// The kernel that writes the new rows, when there are any; params.q is then the rotated one.
+Status append_rows(tessera::cuda::Launch& launch, const AttentionProblem& problem, const CacheView& cache,
+                   const CacheAppend& append, const CacheTensors& tensors, DecodeParams& params);
+// Workspace for that many partial rows.
+Status set_partials(tessera::cuda::Launch& launch, int64_t rows, int head_dim, DecodeParams& params);
+
+// `dependent`: may start before the kernel ahead has ended (it waits itself).
+Status launch_kernel(const tessera::cuda::Launch& launch, const void* kernel, int blocks, int threads,
+                     int shared_bytes, bool dependent, const void* params, const char* name);
+Status launch_combine(tessera::cuda::Launch& launch, const DecodeKernel& kernel, const CombineParams& params);
+
+}  // namespace tessera::attention::cuda::sm90

@@ -1,0 +1,88 @@
+// What a launch gives to the kernels; everything points to device memory.
+#pragma once
+
+#include <cuda.h>
+#include <vector_types.h>
+
+#include <cstdint>
+
+#include "attention/cuda/sm90/decode/work.h"
+
+namespace tessera::attention::cuda::sm90 {
+
+// Token t of head h lies at data + (t / tokens) * batch_stride + (t % tokens) * row_stride + h * head_stride.
+template <typename T>
+struct TokenRows {
+  T* data;
+  int64_t batch_stride, row_stride, head_stride;
+};
+
+struct RowFeatures {
+  int32_t causal;
+  int32_t window_left, window_right;  // -1: none
+  float softcap;                      // 0: none
+  const float* alibi_slopes;          // null: none
+  int64_t alibi_batch_stride;
+  const int32_t* leftpad;  // [batch], or null
+};
+
+struct DecodeParams {
+  CUtensorMap k_map, v_map;  // boxes of box_rows slots
+
+  TokenRows<const void> q;
+  TokenRows<void> o;
+  float* lse;  // [batch][heads][tokens] at (t / tokens * heads + h) * tokens + t % tokens, or null
+  int32_t batch;
+  int32_t tokens;  // query tokens of a sequence
+  int32_t kv_heads, group;
+  float scale;       // of q.k
+  float scale_log2;  // scale * log2(e)
+
+  const int32_t* block_table;  // [batch][table_stride], or null: block = block_of[b] or b
+  const int32_t* block_of;
+  int64_t table_stride;
+  int32_t page;            // slots of a block
+  int32_t box_rows;        // 8, 16, 32 or 64: divides the page (any page when contiguous: 64)
+  const int32_t* seqlens;  // [batch] keys before the call, or null: seqlen
+  int32_t seqlen;
+  int32_t appended;  // keys that the call adds
+  int32_t capacity;  // of a table; lengths are clamped to it
+
+  // Decode: how lengths become pieces. may_split: pieces of rows may be handed over; partials then hold
+  // [item][units_most][piece_rows].
+  int32_t may_split;
+  int32_t piece_rows;  // most rows of a piece: the kernel's groups times 8, or all rows if fewer
+  int32_t row_blocks;  // of piece_rows rows in a (sequence, kv head)
+  int32_t units_most;  // units of `capacity`
+
+  // Tree: the host's list. Block i of the grid walks pieces [piece_first[i], piece_first[i + 1]).
+  const Piece* pieces;
+  const int32_t* piece_first;
+  const int32_t* token_list;  // first_token counts in here; null: it is the token
+
+  float* partial_o;    // [partial row][head_dim]
+  float2* partial_ml;  // [partial row] (m, l)
+
+  RowFeatures features;
+};
+
+// ---- Combine
+
+inline constexpr int kCombineWarps = 4;
+
+// Partials of a (token, kv head), for the tree: entries [first, first + count) of the list, none when its o
+// is written already. An entry is the partial row of the group's first head; the sign bit: it continues the
+// segment of the one before.
+struct TokenPartials {
+  int32_t first, count;
+};
+
+struct CombineParams {
+  DecodeParams decode;
+  int32_t blocks;  // of the decode kernel's grid
+  // Tree; null: the partials follow from the lengths.
+  const TokenPartials* tokens;  // [token][kv_head]
+  const int32_t* entries;
+};
+
+}  // namespace tessera::attention::cuda::sm90

@@ -1,0 +1,10 @@
+// Tree kernels of head_dim 256.
+#include "attention/cuda/sm90/decode/kernels.cuh"
+
+namespace tessera::attention::cuda::sm90 {
+
+DecodeKernel tree_kernel_256(DType dtype) {
+  return dtype == DType::f16 ? tree_kernel_of<__half, 256>() : tree_kernel_of<__nv_bfloat16, 256>();
+}
+
+}  // namespace tessera::attention::cuda::sm90

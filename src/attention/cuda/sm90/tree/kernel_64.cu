@@ -1,0 +1,11 @@
+// Tree kernels of head_dim 64.
+// ptxas-spill-bytes: 450
+#include "attention/cuda/sm90/decode/kernels.cuh"
+
+namespace tessera::attention::cuda::sm90 {
+
+DecodeKernel tree_kernel_64(DType dtype) {
+  return dtype == DType::f16 ? tree_kernel_of<__half, 64>() : tree_kernel_of<__nv_bfloat16, 64>();
+}
+
+}  // namespace tessera::attention::cuda::sm90

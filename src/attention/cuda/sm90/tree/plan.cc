@@ -1,0 +1,343 @@
+#include "attention/cuda/sm90/tree/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/format.h"
+
+namespace tessera::attention::cuda::sm90 {
+namespace {
+
+// In tiles; measured on an H200 (see plan.h for what they mean).
+constexpr double kRowCost = 0.10;
+constexpr double kPieceCost = 2.0;
+constexpr double kPartialCost = 0.01;
+// Sharing that saves less than this many tiles a block of the grid does not pay for the second kernel.
+constexpr double kLeastSaving = 2.0;
+
+struct Run {  // sequences [first, end) in table order over units [from, to)
+  int32_t first, end;
+  int32_t from, to;
+  bool tail;  // of one sequence, up to its last key
+};
+
+class Planner {
+ public:
+  Planner(std::span<const TreeSequence> sequences, int kv_heads, int group, int64_t block_size,
+          const TreePlanOptions& options)
+      : sequences_(sequences),
+        kv_heads_(kv_heads),
+        group_(group),
+        block_size_(block_size),
+        options_(options) {}
+
+  TreeWork plan() {
+    order();
+    if (!order_.empty()) divide(0, static_cast<int32_t>(order_.size()), 0);
+    count_reads();
+    const double saved = double(work_.reads.unshared - work_.reads.tiles) * kv_heads_ / options_.blocks;
+    const bool shares = options_.share && saved >= kLeastSaving;
+    work_.explanation = format(
+        "{} sequences, {} runs: {} tiles a kv head ({} shared) instead of {}; {} tiles saved a block of the "
+        "grid, {} pay: {}\n",
+        sequences_.size(), runs_.size(), work_.reads.tiles, work_.reads.shared, work_.reads.unshared, saved,
+        kLeastSaving, shares ? "shared" : "sequence by sequence");
+    if (!shares) {
+      work_.reads.tiles = work_.reads.unshared;
+      work_.reads.shared = 0;
+      return std::move(work_);
+    }
+    work_.shares = true;
+    choose();
+    return std::move(work_);
+  }
+
+ private:
+  int32_t units_of(int64_t keys) const { return static_cast<int32_t>((keys + kUnit - 1) / kUnit); }
+  const TreeSequence& at(int32_t i) const { return sequences_[size_t(order_[size_t(i)])]; }
+
+  void order() {
+    order_.resize(sequences_.size());
+    std::iota(order_.begin(), order_.end(), 0);
+    const auto blocks = [&](int32_t s) {
+      return (sequences_[size_t(s)].keys + block_size_ - 1) / block_size_;
+    };
+    std::stable_sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) {
+      const int32_t* x = sequences_[size_t(a)].blocks;
+      const int32_t* y = sequences_[size_t(b)].blocks;
+      return std::lexicographical_compare(x, x + blocks(a), y, y + blocks(b));
+    });
+    // Whole units in equal blocks, of neighbours.
+    common_.assign(order_.size(), 0);
+    for (size_t i = 0; i + 1 < order_.size(); ++i) {
+      const int64_t keys = std::min(at(int32_t(i)).keys, at(int32_t(i + 1)).keys);
+      const int32_t* x = at(int32_t(i)).blocks;
+      const int32_t* y = at(int32_t(i + 1)).blocks;
+      const int64_t most = (keys + block_size_ - 1) / block_size_;
+      const int64_t equal = std::mismatch(x, x + most, y).first - x;
+      common_[i] = static_cast<int32_t>(std::min(equal * block_size_, keys) / kUnit);
+    }
+  }
+
+  // Sequences [first, end) have units [0, from) in common, and those are dealt with.
+  void divide(int32_t first, int32_t end, int32_t from) {
+    while (first < end) {
+      // The next stretch of sequences that share at least one unit more.
+      int32_t next = first + 1;
+      int32_t common = INT32_MAX;
+      while (next < end && common_[size_t(next - 1)] > from) {
+        common = std::min(common, common_[size_t(next - 1)]);
+        ++next;
+      }
+      if (next == first + 1) {
+        // A sequence that ends where its shared run ends has nothing of its own; one without keys still has
+        // an o to write.
+        const int32_t to = units_of(at(first).keys + options_.reserve);
+        if (to > from || from == 0) runs_.push_back({first, next, from, std::max(to, from + 1), true});
+      } else {
+        runs_.push_back({first, next, from, common, false});
+        divide(first, next, common);
+      }
+      first = next;
+    }
+  }
+
+  int64_t tiles_of(const Run& run) const {
+    if (!run.tail) return int64_t{run.to - run.from} * kUnitTiles;
+    return std::max<int64_t>(0, (at(run.first).keys + kTile - 1) / kTile - int64_t{run.from} * kUnitTiles);
+  }
+
+  void count_reads() {
+    for (const Run& run : runs_) {
+      work_.reads.tiles += tiles_of(run);
+      if (!run.tail) work_.reads.shared += tiles_of(run);
+    }
+    for (const TreeSequence& s : sequences_) work_.reads.unshared += (s.keys + kTile - 1) / kTile;
+  }
+
+  // A part of a run for some of its sequences, the same for every kv head.
+  struct Part {
+    int32_t token;  // first of its tokens in work_.tokens
+    int32_t sequence, rows;
+    int32_t from, to;
+    int32_t partial;  // -1: whole rows
+    bool tail;
+    double cost;  // of a kv head
+  };
+
+  double tile_cost(int32_t rows) const { return 1.0 + kRowCost * double((rows - 1) / 8); }
+
+  // The runs as parts of at most most_rows rows; shared runs further cut into `units` each by lay_out().
+  void make_parts() {
+    const int32_t most = std::max(1, options_.most_rows / group_);
+    int64_t partial = 0;
+    for (const Run& run : runs_) {
+      for (int32_t i = run.first; i < run.end; i += most) {
+        const int32_t end = std::min(run.end, i + most);
+        Part part{};
+        part.token = static_cast<int32_t>(work_.tokens.size());
+        for (int32_t s = i; s < end; ++s) work_.tokens.push_back(order_[size_t(s)]);
+        part.sequence = order_[size_t(i)];
+        part.rows = (end - i) * group_;
+        part.from = run.from;
+        part.to = run.to;
+        part.tail = run.tail;
+        part.partial = static_cast<int32_t>(partial);
+        partial += int64_t{run.to - run.from} * part.rows;
+        part.cost = double(tiles_of(run)) * tile_cost(part.rows);
+        parts_.push_back(part);
+      }
+    }
+    head_partials_ = partial;
+    work_.partial_rows = partial * kv_heads_;
+  }
+
+  struct Candidate {
+    int32_t units = 0;  // of a shared piece
+    double makespan = 0;
+    std::vector<std::vector<Piece>> of_block;
+  };
+
+  void choose() {
+    make_parts();
+    double total = 0;
+    for (const Part& part : parts_) total += part.cost * kv_heads_;
+    const double fair = total / options_.blocks;
+    Candidate best;
+    for (const int32_t units : {1, 2, 4, 8}) {
+      if (options_.shared_units > 0 && units != options_.shared_units) continue;
+      Candidate c = lay_out(units);
+      work_.explanation += format("shared pieces of {} units: longest block {} tiles, fair share {}\n", units,
+                                  c.makespan, fair);
+      if (best.units == 0 || c.makespan < best.makespan) best = std::move(c);
+    }
+    work_.explanation += format("> {} units\n", best.units);
+    work_.piece_first.push_back(0);
+    for (const auto& pieces : best.of_block) {
+      work_.pieces.insert(work_.pieces.end(), pieces.begin(), pieces.end());
+      work_.piece_first.push_back(static_cast<int32_t>(work_.pieces.size()));
+    }
+    list_partials();
+  }
+
+  Piece piece_of(const Part& part, int kv_head, int32_t from, int32_t to) const {
+    Piece piece{};
+    piece.sequence = part.sequence;
+    piece.kv_head = kv_head;
+    piece.first_unit = from;
+    piece.end_unit = to;
+    piece.end_key = part.tail ? -1 : to * kUnit;
+    piece.first_token = part.token;
+    piece.first_row = 0;
+    piece.rows = part.rows;
+    const bool whole = from == 0 && part.tail && to == part.to;
+    piece.partial = whole ? -1
+                          : static_cast<int32_t>(kv_head * head_partials_ + part.partial +
+                                                 int64_t{from - part.from} * part.rows);
+    piece.partial_stride = part.rows;
+    // A run that begins inside a segment finds that segment begun by another piece, too.
+    piece.flags = (from > 0 ? kPieceCutBefore : 0) | (part.tail ? 0 : kPieceShared);
+    return piece;
+  }
+
+  double piece_cost(const Part& part, int32_t from, int32_t to) const {
+    const int32_t last_unit = part.tail ? units_of(sequences_[size_t(part.sequence)].keys) : part.to;
+    double tiles = double(std::max(0, std::min(to, last_unit) - from)) * kUnitTiles;
+    if (part.tail && to >= last_unit && from < last_unit) {
+      tiles -= double(int64_t{last_unit} * kUnitTiles -
+                      (sequences_[size_t(part.sequence)].keys + kTile - 1) / kTile);
+    }
+    const double segments = std::ceil(double(to - from) / kSegmentUnits);
+    return tiles * tile_cost(part.rows) + kPieceCost * (part.tail ? 0.25 : 1.0) +
+           kPartialCost * segments * part.rows;
+  }
+
+  // Shared pieces on an evenly strided subset of the blocks, then private work in table order up to an equal
+  // cost for each; private rows are cut at segments, or at units when there is little.
+  Candidate lay_out(int32_t units) const {
+    Candidate c;
+    c.units = units;
+    c.of_block.resize(size_t(options_.blocks));
+    std::vector<double> load(size_t(options_.blocks), 0.0);
+    struct Shared {
+      const Part* part;
+      int kv_head;
+      int32_t from, to;
+    };
+    std::vector<Shared> shared;
+    double total = 0;
+    int64_t private_units = 0;
+    for (int h = 0; h < kv_heads_; ++h) {
+      for (const Part& part : parts_) {
+        if (part.tail) {
+          total += piece_cost(part, part.from, part.to);
+          private_units += part.to - part.from;
+          continue;
+        }
+        for (int32_t from = part.from; from < part.to;) {
+          const int32_t to = std::min(part.to, (from / units + 1) * units);
+          shared.push_back({&part, h, from, to});
+          total += piece_cost(part, from, to);
+          from = to;
+        }
+      }
+    }
+    const auto blocks = static_cast<int64_t>(options_.blocks);
+    for (size_t i = 0; i < shared.size(); ++i) {
+      const auto block =
+          static_cast<size_t>(int64_t(i) * blocks / int64_t(std::max(shared.size(), size_t{1})));
+      const Shared& s = shared[i];
+      c.of_block[block].push_back(piece_of(*s.part, s.kv_head, s.from, s.to));
+      load[block] += piece_cost(*s.part, s.from, s.to);
+    }
+    // What the private work levels off at: blocks above it get none.
+    double level = total / options_.blocks;
+    for (int round = 0; round < 8; ++round) {
+      double room = 0;
+      for (const double l : load) room += std::max(0.0, level - l);
+      double wanted = total - std::accumulate(load.begin(), load.end(), 0.0);
+      if (room <= 0) break;
+      level += (wanted - room) / options_.blocks;
+    }
+    const int32_t grain = private_units >= 8 * kSegmentUnits * blocks ? kSegmentUnits : 1;
+    size_t block = 0;
+    for (const Part& part : parts_) {
+      if (!part.tail) continue;
+      for (int h = 0; h < kv_heads_; ++h) {
+        for (int32_t from = part.from; from < part.to;) {
+          while (block + 1 < load.size() && level - load[block] < kUnitTiles / 2.0) ++block;
+          int32_t to = part.to;
+          const double rest = piece_cost(part, from, to);
+          const double room = level - load[block];
+          if (rest > room + 0.5 * grain * kUnitTiles && block + 1 < load.size()) {
+            const auto fits = static_cast<int32_t>(std::lround(room / (kUnitTiles * tile_cost(part.rows))));
+            to = (from + fits + grain / 2) / grain * grain;
+            to = std::clamp(to, from, part.to);
+            if (to == from) {
+              ++block;
+              continue;
+            }
+          }
+          c.of_block[block].push_back(piece_of(part, h, from, to));
+          load[block] += piece_cost(part, from, to);
+          from = to;
+        }
+      }
+    }
+    c.makespan = *std::max_element(load.begin(), load.end());
+    return c;
+  }
+
+  // What each (token, kv head) folds, read off the pieces in the order of their units.
+  void list_partials() {
+    struct Handed {
+      int32_t unit, row;
+      bool continues;
+    };
+    std::vector<std::vector<Handed>> handed(sequences_.size() * size_t(kv_heads_));
+    for (const Piece& piece : work_.pieces) {
+      if (piece.partial < 0) continue;
+      const int32_t apart_end = (piece.flags & kPieceCutBefore) != 0
+                                    ? (piece.first_unit + kSegmentUnits - 1) / kSegmentUnits * kSegmentUnits
+                                    : piece.first_unit;
+      for (int32_t unit = piece.first_unit; unit < piece.end_unit; ++unit) {
+        if (unit >= apart_end && unit % kSegmentUnits != 0 && unit != piece.first_unit) continue;
+        for (int32_t t = 0; t < piece.rows / group_; ++t) {
+          const int32_t token = work_.tokens[size_t(piece.first_token + t)];
+          handed[size_t(token) * size_t(kv_heads_) + size_t(piece.kv_head)].push_back(
+              {unit, piece.partial + (unit - piece.first_unit) * piece.partial_stride + t * group_,
+               unit % kSegmentUnits != 0});
+        }
+      }
+    }
+    for (auto& list : handed) {
+      std::sort(list.begin(), list.end(), [](const Handed& a, const Handed& b) { return a.unit < b.unit; });
+      work_.partials.push_back(
+          {static_cast<int32_t>(work_.entries.size()), static_cast<int32_t>(list.size())});
+      for (const Handed& h : list) {
+        work_.entries.push_back(h.continues ? static_cast<int32_t>(uint32_t(h.row) | 0x80000000u) : h.row);
+      }
+    }
+  }
+
+  std::span<const TreeSequence> sequences_;
+  const int kv_heads_, group_;
+  const int64_t block_size_;
+  const TreePlanOptions& options_;
+  std::vector<int32_t> order_;   // sequences by their tables
+  std::vector<int32_t> common_;  // whole units that order_[i] and order_[i + 1] begin with
+  std::vector<Run> runs_;
+  std::vector<Part> parts_;
+  int64_t head_partials_ = 0;
+  TreeWork work_;
+};
+
+}  // namespace
+
+TreeWork plan_tree(std::span<const TreeSequence> sequences, int kv_heads, int group, int64_t block_size,
+                   const TreePlanOptions& options) {
+  return Planner(sequences, kv_heads, group, block_size, options).plan();
+}
+
+}  // namespace tessera::attention::cuda::sm90

@@ -1,0 +1,91 @@
+#include "attention/cuda/sm90/tree/tree.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention/cuda/sm90/decode/decode.h"
+#include "attention/cuda/sm90/decode/launch.h"
+#include "core/format.h"
+
+namespace tessera::attention::cuda::sm90 {
+namespace {
+
+template <typename T>
+size_t padded_bytes(const std::vector<T>& values) {
+  return (values.size() * sizeof(T) + 15) / 16 * 16;
+}
+
+}  // namespace
+
+Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const AttentionProblem& problem,
+                                  std::span<const TreeSequence> sequences, int64_t block_size,
+                                  TreePlanOptions options) {
+  TreePlan plan;
+  plan.problem_ = problem;
+  plan.problem_.batch = static_cast<int64_t>(sequences.size());
+  TESSERA_RETURN_IF_ERROR(check_step_problem(plan.problem_));
+  TESSERA_RETURN_IF_ERROR(check_device(launch));
+  if (problem.seqlen_q != 1) {
+    return unsupported(format("seqlen_q={} of a prefix tree must be 1", problem.seqlen_q), "seqlen_q");
+  }
+  if (block_size < 1)
+    return invalid_argument(format("block_size={} must be at least 1", block_size), "block_size");
+  const int group = problem.heads / problem.kv_heads;
+  const int most_rows = tree_kernel_for(problem.dtype, problem.head_dim).most_rows;
+  options.most_rows = options.most_rows > 0 ? std::min(options.most_rows, most_rows) : most_rows;
+  options.blocks = launch.device.multiprocessors;
+  if (has_features(plan.problem_) || group > options.most_rows) options.share = false;
+  plan.options_ = options;
+  plan.work_ = plan_tree(sequences, problem.kv_heads, group, block_size, options);
+  if (!plan.work_.shares) return plan;
+  const TreeWork& w = plan.work_;
+  std::vector<char> bytes(padded_bytes(w.pieces) + padded_bytes(w.piece_first) + padded_bytes(w.tokens) +
+                          padded_bytes(w.partials) + padded_bytes(w.entries));
+  size_t at = 0;
+  const auto add = [&](const auto& values) {
+    if (!values.empty()) std::memcpy(bytes.data() + at, values.data(), values.size() * sizeof values[0]);
+    at += padded_bytes(values);
+  };
+  add(w.pieces);
+  add(w.piece_first);
+  add(w.tokens);
+  add(w.partials);
+  add(w.entries);
+  TESSERA_ASSIGN_OR_RETURN(plan.memory_,
+                           tessera::cuda::DeviceBuffer::create(bytes.size(), "the tree's plan"));
+  TESSERA_RETURN_IF_ERROR(
+      tessera::cuda::copy(plan.memory_.data(), bytes.data(), bytes.size(), launch.stream));
+  TESSERA_RETURN_IF_ERROR(launch.stream.synchronize());  // `bytes` goes
+  return plan;
+}
+
+Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, const CacheAppend& append,
+                        const CacheTensors& tensors) const {
+  if (!work_.shares) return decode(launch, problem_, cache, append, tensors, {options_.blocks, true, -1});
+  DecodeParams p{};
+  set_problem(problem_, p);
+  TESSERA_RETURN_IF_ERROR(set_cache(problem_, cache, p));
+  TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
+  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem_, cache, append, tensors, p));
+  const char* at = memory_.as<char>();
+  const auto next = [&]<typename T>(const std::vector<T>& values) {
+    const T* here = reinterpret_cast<const T*>(at);
+    at += padded_bytes(values);
+    return here;
+  };
+  p.pieces = next(work_.pieces);
+  p.piece_first = next(work_.piece_first);
+  p.token_list = next(work_.tokens);
+  CombineParams c{};
+  c.tokens = next(work_.partials);
+  c.entries = next(work_.entries);
+  TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, problem_.head_dim, p));
+  const DecodeKernel kernel = tree_kernel_for(problem_.dtype, problem_.head_dim);
+  TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, options_.blocks, kernel.threads,
+                                        kernel.shared_bytes, true, &p, "tree"));
+  c.decode = p;
+  c.blocks = options_.blocks;
+  return launch_combine(launch, kernel, c);
+}
+
+}  // namespace tessera::attention::cuda::sm90

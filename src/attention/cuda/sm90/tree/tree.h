@@ -1,0 +1,46 @@
+// Attention of a decode step over the prefix tree of its sequences (ChunkAttention, Ye et al. 2024), on
+// sm_90: what several sequences share is read once for all of them, in the same persistent kernel as what
+// each has of its own; one more kernel folds. See plan.h for how a step is divided, decode/work.h for why the
+// bits do not depend on it.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "attention/cuda/sm90/tree/plan.h"
+#include "core/cuda/device.h"
+#include "tessera/attention.h"
+#include "tessera/paged.h"
+#include "tessera/status.h"
+
+namespace tessera::attention::cuda::sm90 {
+
+// A plan for one step's block tables, used for every layer. Made on the host from the host's copy of the
+// tables and lengths; it stays valid, in a captured graph too, while tables keep their blocks and no sequence
+// grows beyond the unit of 256 positions that its last key (plus options.reserve) lies in.
+class TreePlan {
+ public:
+  // `problem`: heads, kv_heads, head_dim, dtype, scale; one query token a sequence. Windows, softcap, ALiBi
+  // and leftpad are taken without sharing. Copies the plan to the device on launch.stream. Errors: as
+  // decode()'s.
+  static Result<TreePlan> create(tessera::cuda::Launch& launch, const AttentionProblem& problem,
+                                 std::span<const TreeSequence> sequences, int64_t block_size,
+                                 TreePlanOptions options = {});
+
+  // decode() of the plan's sequences, in their order: cache.block_table holds on the device what `sequences`
+  // held on the host, cache.seqlens (or seqlen) the lengths now. With nothing worth sharing it is decode().
+  Status attend(tessera::cuda::Launch& launch, const CacheView& cache, const CacheAppend& append,
+                const CacheTensors& tensors) const;
+
+  bool shares() const { return work_.shares; }
+  TreeReads reads() const { return work_.reads; }
+  std::string explain() const { return work_.explanation; }
+
+ private:
+  AttentionProblem problem_;
+  TreePlanOptions options_;
+  TreeWork work_;
+  tessera::cuda::DeviceBuffer memory_;  // pieces, piece_first, tokens, partials, entries
+};
+
+}  // namespace tessera::attention::cuda::sm90
