@@ -2,6 +2,8 @@
 
 #include <span>
 
+#include "attention/cuda/sm80/backward/backward.h"
+#include "attention/cuda/sm80/prefill/forward.h"
 #include "attention/cuda/sm90/prefill/launch.h"
 #include "attention/sequences.h"
 #include "core/format.h"
@@ -38,9 +40,13 @@ Status run_sm90_prefill(Launch& launch, const AttentionProblem& problem, const F
 
 constexpr Kernel<ForwardTensors> kForwardKernels[] = {
     {"sm90 prefill (TMA, wgmma)", supports_sm90_prefill, run_sm90_prefill},
+    {"sm80 prefill (mma.sync)", sm80::supports_forward, sm80::forward},
+};
+constexpr Kernel<BackwardTensors> kBackwardKernels[] = {
+    {"sm80 backward (mma.sync)", sm80::supports_backward, sm80::backward},
 };
 constexpr std::span<const Kernel<ForwardTensors>> kForward{kForwardKernels};
-constexpr std::span<const Kernel<BackwardTensors>> kBackward{};
+constexpr std::span<const Kernel<BackwardTensors>> kBackward{kBackwardKernels};
 
 // The first that takes the problem, and its tensors: a kernel that refuses their strides does so before it
 // launches anything. When none does, the last one's reason, which is the widest's.

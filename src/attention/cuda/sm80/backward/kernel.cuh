@@ -1,0 +1,480 @@
+// FlashAttention-2's backward (Dao 2023, algorithm 2) with mma.sync. A CTA has a tile of keys of one kv head,
+// keeps its dk and dv in registers and walks the query rows that see it, of every query head of the group:
+//   s = q k^T   dp = do v^T   p = exp2(s - lse)   ds = p (dp - delta)
+//   dv += p^T do   dq += ds k   dk += ds^T q
+//
+// dq is the sum over key tiles, in f32 in global memory (L2). Invariants
+//  1. The order in which key tiles add to a tile of rows is fixed (Order::place()). visits[tile] counts those
+//     that are done; a CTA waits for its place.
+//  2. Nobody waits for ever. Without windows CTA n of a group walks round the rows from start(n), which rises
+//     with n, so at each row tile the CTAs come in falling order from the last whose start is not past it;
+//     otherwise walks begin at the first row that sees the tile, which rises with n too, and falling order is
+//     again the order of coming. So a CTA only waits for one that came there at an earlier step, or at the
+//     same step with a higher number; and the CTAs of a group run together (`together` of them fit the
+//     device, and tickets are drawn in order).
+//  3. At every step the CTAs stand at different rows, so they hardly wait.
+//  4. What no row of the tile sees is 0 in shared memory; a hidden element's p and ds are exactly 0.
+#pragma once
+
+#include "attention/cuda/common/mask.cuh"
+#include "attention/cuda/common/philox.cuh"
+#include "attention/cuda/common/softmax.cuh"
+#include "attention/cuda/common/tile_copy.cuh"
+#include "attention/cuda/sm80/backward/config.h"
+
+namespace tessera::attention::cuda::sm80 {
+
+// Row tiles that see a key tile, and the one where its walk round them begins.
+struct Walk {
+  int begin, count, start;
+
+  __device__ __forceinline__ int row_tile(int step) const {
+    const int at = start + step;
+    return begin + (at >= count ? at - count : at);
+  }
+};
+
+// The order of a sequence's key tiles at each tile of rows.
+template <int kRows, int kKeys>
+struct Order {
+  Interval tiles;  // key tiles of this CTA's group that any row sees
+  int first;       // of the sequence
+  bool round;      // every row sees every key: walks go round, each from a place of its own
+
+  __device__ __forceinline__ Order(const Features& f, const Sequence& s, int tile, int together) {
+    const int group = tile / together;
+    first = s.leftpad / kKeys;
+    tiles = {max(first, group * together), min((s.keys + kKeys - 1) / kKeys, (group + 1) * together)};
+    round = f.left == kNoWindow && f.right == kNoWindow;
+  }
+
+  __device__ __forceinline__ Walk walk(const Features& f, const Sequence& s, int tile) const {
+    const Interval rows = rows_of_keys(f, s, tile * kKeys, kKeys);
+    if (rows.end <= rows.begin) return {0, 0, 0};
+    Walk walk{rows.begin / kRows, 0, 0};
+    walk.count = (rows.end + kRows - 1) / kRows - walk.begin;
+    if (round) walk.start = start(tile, walk.count);
+    return walk;
+  }
+
+  // How many key tiles add to the row tile before `tile` does: those of earlier groups, then the group's own
+  // in falling order from the last one whose walk begins at or before it.
+  __device__ __forceinline__ uint32_t place(const Features& f, const Sequence& s, int tile, int row_tile,
+                                            int row_tiles) const {
+    if (!round) {
+      const Interval keys = keys_of_rows(f, s, row_tile * kRows, kRows);
+      const int begin = keys.begin / kKeys, end = (keys.end + kKeys - 1) / kKeys;
+      return max(0, tiles.begin - begin) + min(end, tiles.end) - 1 - tile;
+    }
+    const int count = tiles.end - tiles.begin;
+    const int last = tiles.begin + static_cast<int>((int64_t{row_tile + 1} * count - 1) / row_tiles);
+    return tiles.begin - first + (tile <= last ? last - tile : last - tile + count);
+  }
+
+ private:
+  __device__ __forceinline__ int start(int tile, int row_tiles) const {
+    return static_cast<int>(int64_t{tile - tiles.begin} * row_tiles / (tiles.end - tiles.begin));
+  }
+};
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
+  uint32_t x;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+  return x;
+}
+__device__ __forceinline__ void add_release(uint32_t* to, uint32_t x) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+
+template <DType kType, int kDim, bool kGeneral>
+__global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads(), 1)
+    backward_kernel(const __grid_constant__ BackwardParams p) {
+  constexpr BackwardConfig kConfig = backward_config(kType, kDim, kGeneral);
+  constexpr int kThreads = kConfig.threads(), kRows = kConfig.rows, kKeys = kConfig.keys;
+  constexpr int kRow = kPitch<kType, kDim>, kScoreRow = kPitch<kType, kKeys>;
+  // Slabs of 16 and pairs of 8 columns of each product, per warp.
+  constexpr int kScoreM = kRows / kConfig.score_warps / 16;
+  constexpr int kScoreColumns = kKeys / (kConfig.warps / kConfig.score_warps), kScoreN = kScoreColumns / 16;
+  constexpr int kGradientM = kKeys / kConfig.gradient_warps / 16;
+  constexpr int kGradientColumns = kDim / (kConfig.warps / kConfig.gradient_warps);
+  constexpr int kGradientN = kGradientColumns / 16;
+  constexpr int kQueryM = kRows / kConfig.query_warps / 16;
+  constexpr int kQueryColumns = kDim / (kConfig.warps / kConfig.query_warps), kQueryN = kQueryColumns / 16;
+  static_assert(kScoreM > 0 && kScoreN * 16 == kScoreColumns && kGradientN * 16 == kGradientColumns &&
+                kQueryN * 16 == kQueryColumns && kGradientM > 0 && kQueryM > 0);
+  extern __shared__ __align__(128) char shared[];
+
+  const Features& f = p.features;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t k_tile = shared_address(shared), v_tile = k_tile + kKeys * kRow,
+                 q_tile = v_tile + kKeys * kRow, do_tile = q_tile + kConfig.q_stages * kRows * kRow,
+                 p_tile = do_tile + kRows * kRow, ds_tile = p_tile + kRows * kScoreRow;
+  // A word for what one thread tells the others.
+  uint32_t* const word = reinterpret_cast<uint32_t*>(shared + (ds_tile - k_tile) + kRows * kScoreRow);
+
+  if (threadIdx.x == 0) *word = atomicAdd(p.ticket, 1u);
+  __syncthreads();
+  const int ticket = static_cast<int>(*word);
+  const int tile = ticket % p.key_tiles, rest = ticket / p.key_tiles;
+  const int kv_head = rest % p.kv_heads, batch = rest / p.kv_heads;
+  const int group = p.heads / p.kv_heads;
+  const Sequence seq = sequence_of(f, batch);
+  const int first_key = tile * kKeys;
+  if (first_key >= seq.length) return;
+
+  const int64_t axis = f.cu_seqlens_q != nullptr ? 0 : batch;
+  const auto at = [&](const void* data, int64_t batch_stride, int64_t row_stride, int64_t head_stride,
+                      int first_row, int of_head) {
+    return const_cast<char*>(static_cast<const char*>(data)) +
+           (axis * batch_stride + first_row * row_stride + of_head * head_stride) * kBytes<kType>;
+  };
+  const Order<kRows, kKeys> order(f, seq, tile, p.together);
+  const Walk walk = order.walk(f, seq, tile);
+  // Rows before this see nothing by their intervals.
+  const int first_row = max(0, seq.leftpad - f.right - seq.shift);
+  const Interval keys{max(seq.leftpad, seq.position(first_row) - f.left), seq.keys};
+  const int64_t padded_rows = int64_t{p.row_tiles} * kRows;
+  const int steps = walk.count * group;
+
+  const auto load_rows = [&](const void* data, int64_t batch_stride, int64_t row_stride, int64_t head_stride,
+                             int dim, uint32_t to, int step) {
+    const int of = step / max(walk.count, 1), head = kv_head * group + of;
+    const uint8_t* sees = nullptr;
+    if constexpr (kGeneral) {
+      if (p.seen != nullptr) sees = p.sees + (int64_t{batch} * p.heads + head) * padded_rows;
+    }
+    const TileCopy<kType, kDim, kRows, kThreads> copy(
+        at(data, batch_stride, row_stride, head_stride, seq.first_row, head), row_stride, dim);
+    copy.copy(to, walk.row_tile(step - of * walk.count) * kRows, first_row, seq.rows, sees);
+  };
+  const auto load_q = [&](int step) {
+    load_rows(p.q, p.q_batch, p.q_row, p.q_head, p.head_dim,
+              q_tile + (kConfig.q_stages == 2 ? step % 2 * kRows * kRow : 0), step);
+  };
+  const auto load_do = [&](int step) {
+    load_rows(p.dout, p.dout_batch, p.dout_row, p.dout_head, p.v_head_dim, do_tile, step);
+  };
+
+  float dk[kGradientM][8 * kGradientN], dv[kGradientM][8 * kGradientN];
+#pragma unroll
+  for (int m = 0; m < kGradientM; ++m) {
+#pragma unroll
+    for (int e = 0; e < 8 * kGradientN; ++e) dk[m][e] = dv[m][e] = 0.0f;
+  }
+
+  if (steps > 0) {
+    const uint8_t* seen = nullptr;
+    if constexpr (kGeneral) {
+      if (p.seen != nullptr) seen = p.seen + (int64_t{batch} * p.kv_heads + kv_head) * f.seqlen_k;
+    }
+    const TileCopy<kType, kDim, kKeys, kThreads> k_copy(
+        at(p.k, p.k_batch, p.k_row, p.k_head, seq.first_key, kv_head), p.k_row, p.head_dim);
+    const TileCopy<kType, kDim, kKeys, kThreads> v_copy(
+        at(p.v, p.v_batch, p.v_row, p.v_head, seq.first_key, kv_head), p.v_row, p.v_head_dim);
+    k_copy.copy(k_tile, first_key, keys.begin, keys.end, seen);
+    load_q(0);
+    v_copy.copy(v_tile, first_key, keys.begin, keys.end, seen);
+    load_do(0);
+    cp_async_commit();
+  }
+
+  // This warp's parts of the products.
+  const int score_row = warp % kConfig.score_warps * kScoreM * 16,
+            score_column = warp / kConfig.score_warps * kScoreColumns;
+  const int gradient_row = warp % kConfig.gradient_warps * kGradientM * 16,
+            gradient_column = warp / kConfig.gradient_warps * kGradientColumns;
+  const int query_row = warp % kConfig.query_warps * kQueryM * 16,
+            query_column = warp / kConfig.query_warps * kQueryColumns;
+  const uint32_t k_lane = lane_columns<kRow>(k_tile + score_column * kRow),
+                 v_lane = lane_columns<kRow>(v_tile + score_column * kRow),
+                 do_lane = lane_rows<kRow>(do_tile + score_row * kRow);
+  const float factor = f.scale * kLog2E;
+
+  uint32_t* last_visits = nullptr;
+  for (int step = 0; step < steps; ++step) {
+    const int of = step / walk.count, head = kv_head * group + of;
+    const int row_tile = walk.row_tile(step - of * walk.count), row0 = row_tile * kRows;
+    const uint32_t q_now = q_tile + (kConfig.q_stages == 2 ? step % 2 * kRows * kRow : 0);
+    uint32_t* const visits = p.visits + (int64_t{batch} * p.heads + head) * p.row_tiles + row_tile;
+    cp_async_wait<0>();
+    __syncthreads();
+    if (threadIdx.x == kThreads - 1 && last_visits != nullptr) add_release(last_visits, 1);
+    if (kConfig.q_stages == 2 && step + 1 < steps) {
+      load_q(step + 1);
+      cp_async_commit();
+    }
+
+    float lse2[kScoreM][2], delta[kScoreM][2];
+    const int64_t padded = (int64_t{batch} * p.heads + head) * padded_rows + row0 + score_row + lane / 4;
+#pragma unroll
+    for (int m = 0; m < kScoreM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        lse2[m][half] = p.lse2[padded + 16 * m + 8 * half];
+        delta[m][half] = p.delta[padded + 16 * m + 8 * half];
+      }
+    }
+    float s[kScoreM][8 * kScoreN], dp[kScoreM][8 * kScoreN];
+#pragma unroll
+    for (int m = 0; m < kScoreM; ++m) {
+#pragma unroll
+      for (int e = 0; e < 8 * kScoreN; ++e) s[m][e] = dp[m][e] = 0.0f;
+    }
+    multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
+        s, lane_rows<kRow>(q_now + score_row * kRow), k_lane);
+    multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
+        dp, do_lane, v_lane);
+
+    const int row = row0 + score_row + lane / 4, column = first_key + score_column + lane % 4 * 2;
+    if constexpr (kGeneral) {
+#pragma unroll
+      for (int m = 0; m < kScoreM; ++m) {
+        uint32_t kept[(kScoreColumns + 31) / 32];
+#pragma unroll
+        for (int pair = 0; pair < (kScoreColumns + 31) / 32; ++pair) kept[pair] = 0xffffffffu;
+        if (f.dropout) {
+          const int from = first_key + score_column;
+#pragma unroll
+          for (int pair = 0; pair < (kScoreColumns + 31) / 32; ++pair) {
+            kept[pair] = dropout_bits32(f.key, batch, head, row + 16 * m, from / 32 + pair);
+            // A warp of 16 columns has half of a pair.
+            if (kScoreColumns == 16 && from / 16 % 2 == 1) kept[pair] >>= 8;
+          }
+#pragma unroll
+          for (int e = 0; e < 8 * kScoreN; ++e) {
+            dp[m][e] = kept[e / 16] >> (e % 16) & 1 ? dp[m][e] * f.keep_scale : 0.0f;
+          }
+        }
+#pragma unroll
+        for (int e = 0; e < 8 * kScoreN; ++e) dp[m][e] -= delta[m][e / 2 % 2];
+        score_fragment<true>(f, seq, batch, head, row + 16 * m, column, s[m], dp[m]);
+#pragma unroll
+        for (int e = 0; e < 8 * kScoreN; ++e) {
+          const bool hidden = s[m][e] == kMinusInfinity;
+          const float x = exp2_fast(s[m][e] - lse2[m][e / 2 % 2]);
+          dp[m][e] = hidden ? 0.0f : x * dp[m][e];
+          s[m][e] = kept[e / 16] >> (e % 16) & 1 ? x : 0.0f;
+        }
+      }
+    } else {
+      const Interval clear = keys_of_all_rows(f, seq, row0, kRows);
+      if (first_key < clear.begin || first_key + kKeys > clear.end) {
+#pragma unroll
+        for (int m = 0; m < kScoreM; ++m) {
+          const Interval of_rows[2] = {keys_of(f, seq, seq.position(row + 16 * m)),
+                                       keys_of(f, seq, seq.position(row + 16 * m + 8))};
+          hide_outside(s[m], of_rows, column);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kScoreM; ++m) {
+#pragma unroll
+        for (int e = 0; e < 8 * kScoreN; ++e) {
+          s[m][e] = exp2_fast(fmaf(s[m][e], factor, -lse2[m][e / 2 % 2]));
+          dp[m][e] = s[m][e] * (dp[m][e] - delta[m][e / 2 % 2]);
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kScoreM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t to = (score_row + 16 * m + 8 * half + lane / 4) * kScoreRow +
+                            (score_column + lane % 4 * 2) * kBytes<kType>;
+#pragma unroll
+        for (int n = 0; n < 2 * kScoreN; ++n) {
+          const int e = 4 * n + 2 * half;
+          if constexpr (kType == DType::f32) {
+            store_shared64(p_tile + to + n * 32, __float_as_uint(s[m][e]), __float_as_uint(s[m][e + 1]));
+            store_shared64(ds_tile + to + n * 32, __float_as_uint(dp[m][e]), __float_as_uint(dp[m][e + 1]));
+          } else {
+            store_shared32(p_tile + to + n * 16, pack2<kType>(s[m][e], s[m][e + 1]));
+            store_shared32(ds_tile + to + n * 16, pack2<kType>(dp[m][e], dp[m][e + 1]));
+          }
+        }
+      }
+    }
+    const uint32_t place = order.place(f, seq, tile, row_tile, walk.count);
+    if (threadIdx.x == 0) {
+      while (load_acquire(visits) != place) {
+      }
+    }
+    __syncthreads();
+
+    // dq starts from what the key tiles before have added.
+    float dq[kQueryM][8 * kQueryN];
+    float4* const sums = reinterpret_cast<float4*>(p.dq_sums) +
+                         ((int64_t{batch} * p.heads + head) * p.row_tiles + row_tile) * (kRows * kDim / 4) +
+                         threadIdx.x;
+    const bool begun = place != 0;
+#pragma unroll
+    for (int m = 0; m < kQueryM; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2 * kQueryN; ++n) {
+        const float4 x = begun ? __ldcg(sums + (m * 2 * kQueryN + n) * kThreads) : float4{0, 0, 0, 0};
+        dq[m][4 * n] = x.x, dq[m][4 * n + 1] = x.y, dq[m][4 * n + 2] = x.z, dq[m][4 * n + 3] = x.w;
+      }
+    }
+    multiply<kType, kGradientM, kGradientN, kRows / kStep<kType>, Stored::k_first, kScoreRow, Stored::k_first,
+             kRow>(dv, lane_a<kType, Stored::k_first, kScoreRow>(p_tile + gradient_row * kBytes<kType>),
+                   lane_b<kType, Stored::k_first, kRow>(do_tile + gradient_column * kBytes<kType>));
+    multiply<kType, kQueryM, kQueryN, kKeys / kStep<kType>, Stored::k_last, kScoreRow, Stored::k_first, kRow>(
+        dq, lane_rows<kScoreRow>(ds_tile + query_row * kScoreRow),
+        lane_b<kType, Stored::k_first, kRow>(k_tile + query_column * kBytes<kType>));
+#pragma unroll
+    for (int m = 0; m < kQueryM; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2 * kQueryN; ++n) {
+        __stcg(sums + (m * 2 * kQueryN + n) * kThreads,
+               float4{dq[m][4 * n], dq[m][4 * n + 1], dq[m][4 * n + 2], dq[m][4 * n + 3]});
+      }
+    }
+    __syncthreads();  // do's rows are free, and dq is written by all
+    if (step + 1 < steps) {
+      load_do(step + 1);
+      cp_async_commit();
+    }
+    last_visits = visits;
+    multiply<kType, kGradientM, kGradientN, kRows / kStep<kType>, Stored::k_first, kScoreRow, Stored::k_first,
+             kRow>(dk, lane_a<kType, Stored::k_first, kScoreRow>(ds_tile + gradient_row * kBytes<kType>),
+                   lane_b<kType, Stored::k_first, kRow>(q_now + gradient_column * kBytes<kType>));
+    if (kConfig.q_stages == 1 && step + 1 < steps) {
+      __syncthreads();
+      load_q(step + 1);
+      cp_async_commit();
+    }
+  }
+
+  // Out through the places of k and v.
+  __syncthreads();
+  if (threadIdx.x == kThreads - 1 && last_visits != nullptr) add_release(last_visits, 1);
+  const auto put = [&](const float(&c)[kGradientM][8 * kGradientN], float scale, uint32_t to) {
+#pragma unroll
+    for (int m = 0; m < kGradientM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t row = to + (gradient_row + 16 * m + 8 * half + lane / 4) * kRow +
+                             (gradient_column + lane % 4 * 2) * kBytes<kType>;
+#pragma unroll
+        for (int n = 0; n < 2 * kGradientN; ++n) {
+          const float x = c[m][4 * n + 2 * half] * scale, y = c[m][4 * n + 2 * half + 1] * scale;
+          if constexpr (kType == DType::f32) {
+            store_shared64(row + n * 32, __float_as_uint(x), __float_as_uint(y));
+          } else {
+            store_shared32(row + n * 16, pack2<kType>(x, y));
+          }
+        }
+      }
+    }
+  };
+  put(dk, f.scale, k_tile);
+  put(dv, kGeneral ? f.keep_scale : 1.0f, v_tile);
+  __syncthreads();
+  const int count = min(kKeys, seq.length - first_key);
+  copy_out<kType, kDim, kKeys, kThreads>(
+      k_tile, at(p.dk, p.dk_batch, p.dk_row, p.dk_head, seq.first_key + first_key, kv_head), p.dk_row, count,
+      p.head_dim);
+  copy_out<kType, kDim, kKeys, kThreads>(
+      v_tile, at(p.dv, p.dv_batch, p.dv_row, p.dv_head, seq.first_key + first_key, kv_head), p.dv_row, count,
+      p.v_head_dim);
+}
+
+// Before: lse2, delta and sees of every padded row, counters to 0. Eight lanes a row.
+template <DType kType>
+__global__ void __launch_bounds__(256)
+    backward_prepare_kernel(const __grid_constant__ BackwardParams p, int padded_rows) {
+  const Features& f = p.features;
+  const int64_t index = int64_t{blockIdx.x} * 32 + threadIdx.x / 8;
+  const int lane = threadIdx.x % 8;
+  const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (thread < int64_t{p.batch} * p.heads * p.row_tiles) p.visits[thread] = 0;
+  if (thread == 0) *p.ticket = 0;
+  const int row = static_cast<int>(index % padded_rows);
+  const int64_t rest = index / padded_rows;
+  const int head = static_cast<int>(rest % p.heads), batch = static_cast<int>(rest / p.heads);
+  float lse = kMinusInfinity, sum = 0.0f;
+  if (batch < p.batch) {
+    const Sequence seq = sequence_of(f, batch);
+    const int64_t axis = f.cu_seqlens_q != nullptr ? 0 : batch;
+    if (row < seq.rows) {
+      const int64_t all = f.cu_seqlens_q != nullptr ? f.cu_seqlens_q[p.batch] : f.seqlen_q;
+      lse = p.lse[(axis * p.heads + head) * all + seq.first_row + row];
+    }
+    if (lse != kMinusInfinity) {
+      const auto at = [&](const void* data, int64_t batch_stride, int64_t row_stride, int64_t head_stride) {
+        return static_cast<const char*>(data) +
+               (axis * batch_stride + (seq.first_row + row) * row_stride + head * head_stride) *
+                   kBytes<kType>;
+      };
+      const char* o = at(p.o, p.o_batch, p.o_row, p.o_head);
+      const char* dout = at(p.dout, p.dout_batch, p.dout_row, p.dout_head);
+      for (int byte = lane * 16; byte < p.v_head_dim * kBytes<kType>; byte += 8 * 16) {
+        const uint4 x = *reinterpret_cast<const uint4*>(o + byte);
+        const uint4 y = *reinterpret_cast<const uint4*>(dout + byte);
+        const uint32_t a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if constexpr (kType == DType::f32) {
+            // do as the products take it: where a row sees one key, delta is dp.
+            sum = fmaf(__uint_as_float(a[i]), __uint_as_float(round_tf32(__uint_as_float(b[i]))), sum);
+          } else {
+            sum = fmaf(unpack_low<kType>(a[i]), unpack_low<kType>(b[i]), sum);
+            sum = fmaf(unpack_high<kType>(a[i]), unpack_high<kType>(b[i]), sum);
+          }
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 1; i < 8; i *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, i);
+  if (lane == 0 && batch < p.batch) {
+    const bool sees = lse != kMinusInfinity;
+    p.lse2[index] = sees ? lse * kLog2E : -kMinusInfinity;
+    p.delta[index] = sum;
+    p.sees[index] = sees;
+  }
+}
+
+// After: dq = scale * dq_sums, in the tensor's type. One CTA a row tile, threads as in backward_kernel.
+template <DType kType, int kDim, bool kGeneral>
+__global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads())
+    backward_finish_kernel(const __grid_constant__ BackwardParams p) {
+  constexpr BackwardConfig kConfig = backward_config(kType, kDim, kGeneral);
+  constexpr int kThreads = kConfig.threads(), kRows = kConfig.rows;
+  constexpr int kQueryM = kRows / kConfig.query_warps / 16;
+  constexpr int kQueryColumns = kDim / (kConfig.warps / kConfig.query_warps), kTiles = kQueryColumns / 8;
+  extern __shared__ __align__(128) char shared[];
+  const Features& f = p.features;
+  const int row_tile = blockIdx.x % p.row_tiles, rest = blockIdx.x / p.row_tiles;
+  const int head = rest % p.heads, batch = rest / p.heads;
+  const Sequence seq = sequence_of(f, batch);
+  const int first = row_tile * kRows;
+  if (first >= seq.rows) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t tile = shared_address(shared);
+  const bool begun = p.visits[blockIdx.x] != 0;
+  const float4* sums =
+      reinterpret_cast<const float4*>(p.dq_sums) + int64_t{blockIdx.x} * (kRows * kDim / 4) + threadIdx.x;
+  constexpr int kRow = kPitch<kType, kDim>;
+#pragma unroll
+  for (int i = 0; i < kQueryM * kTiles; ++i) {
+    const float4 x = begun ? __ldcg(sums + i * kThreads) : float4{0, 0, 0, 0};
+    const uint32_t to =
+        tile + (warp % kConfig.query_warps * kQueryM * 16 + i / kTiles * 16 + lane / 4) * kRow +
+        (warp / kConfig.query_warps * kQueryColumns + i % kTiles * 8 + lane % 4 * 2) * kBytes<kType>;
+    if constexpr (kType == DType::f32) {
+      store_shared64(to, __float_as_uint(x.x * f.scale), __float_as_uint(x.y * f.scale));
+      store_shared64(to + 8 * kRow, __float_as_uint(x.z * f.scale), __float_as_uint(x.w * f.scale));
+    } else {
+      store_shared32(to, pack2<kType>(x.x * f.scale, x.y * f.scale));
+      store_shared32(to + 8 * kRow, pack2<kType>(x.z * f.scale, x.w * f.scale));
+    }
+  }
+  __syncthreads();
+  const int64_t axis = f.cu_seqlens_q != nullptr ? 0 : batch;
+  char* out = static_cast<char*>(p.dq) +
+              (axis * p.dq_batch + (seq.first_row + first) * p.dq_row + head * p.dq_head) * kBytes<kType>;
+  copy_out<kType, kDim, kRows, kThreads>(tile, out, p.dq_row, min(kRows, seq.rows - first), p.head_dim);
+}
+
+}  // namespace tessera::attention::cuda::sm80

@@ -1,0 +1,11 @@
+#include "attention/cuda/sm80/prefill/launch.cuh"
+
+namespace tessera::attention::cuda::sm80 {
+
+template void launch_forward<DType::bf16, 64, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::bf16, 96, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::bf16, 128, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::bf16, 192, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::bf16, 256, false>(const ForwardParams&, unsigned, void*);
+
+}  // namespace tessera::attention::cuda::sm80

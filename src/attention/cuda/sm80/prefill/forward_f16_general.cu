@@ -1,0 +1,11 @@
+#include "attention/cuda/sm80/prefill/launch.cuh"
+
+namespace tessera::attention::cuda::sm80 {
+
+template void launch_forward<DType::f16, 64, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 96, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 128, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 192, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 256, true>(const ForwardParams&, unsigned, void*);
+
+}  // namespace tessera::attention::cuda::sm80
