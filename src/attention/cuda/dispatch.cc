@@ -4,7 +4,9 @@
 
 #include "attention/cuda/sm80/backward/backward.h"
 #include "attention/cuda/sm80/prefill/forward.h"
+#include "attention/cuda/sm90/decode/decode.h"
 #include "attention/cuda/sm90/prefill/launch.h"
+#include "attention/rope.h"
 #include "attention/sequences.h"
 #include "core/format.h"
 
@@ -199,9 +201,129 @@ Status CudaKernels::backward(const AttentionProblem& problem, const BackwardTens
   return run_best(kBackward, launch_, problem, t);
 }
 
-Status CudaKernels::attend_cache(const AttentionProblem&, const CacheView&, const CacheAppend&,
-                                 const CacheTensors&) {
-  return unsupported("attend_cache has no CUDA kernel in this build", "device");
+namespace {
+
+// From so many query rows of a sequence on, and with cu_seqlens_q, rows are a prompt's and go by tiles of 64
+// and more; fewer are a step's. The call says it, not the batch or the lengths, so a row's bits do not depend
+// on who comes with it.
+constexpr int64_t kPromptRows = 17;
+
+bool is_prompt(const AttentionProblem& p, const CacheAppend& append) {
+  return append.seqlen == 0 && (p.cu_seqlens_q != nullptr || p.seqlen_q >= kPromptRows);
+}
+
+// A cache as the prefill kernel sees it: pages by a table, or whole rows of a contiguous one.
+Status attend_prompt(Launch& launch, const AttentionProblem& p, const CacheView& c, const CacheTensors& t) {
+  AttentionProblem problem = p;
+  problem.seqused_k = c.seqlens;
+  sm90::PageTable pages;
+  if (c.block_table != nullptr) {
+    pages = {c.block_table, c.table_stride > 0 ? c.table_stride : c.max_blocks, c.block_size, c.num_blocks};
+    problem.seqlen_k = c.max_blocks * c.block_size;
+  } else if (c.cache_batch_idx != nullptr) {
+    pages = {c.cache_batch_idx, 1, c.block_size, c.num_blocks};
+    problem.seqlen_k = c.block_size;
+  } else {
+    problem.seqlen_k = c.block_size;
+  }
+  if (c.seqlens == nullptr) {
+    if (c.seqlen < 0 || c.seqlen > problem.seqlen_k) {
+      return invalid_argument(
+          format("seqlen={} must be from 0 to the cache's capacity, {}", c.seqlen, problem.seqlen_k),
+          "seqlen");
+    }
+    problem.seqlen_k = c.seqlen;
+  }
+  const auto read = [](const Strided<void*>& s) {
+    return Strided<const void*>{s.data, s.batch_stride, s.row_stride, s.head_stride};
+  };
+  TESSERA_RETURN_IF_ERROR(only_on_hopper(launch.device, "sm90 prefill over a cache"));
+  TESSERA_RETURN_IF_ERROR(sm90::prefill_supports(problem, pages));
+  return sm90::prefill(launch, problem, {t.q, read(c.k), read(c.v), t.o, t.lse}, pages);
+}
+
+Status check_cache(const AttentionProblem& p, const CacheView& c, const CacheAppend& append) {
+  if (p.seqused_k != nullptr)
+    return invalid_argument("seqused_k must be null: give the cache's seqlens", "seqused_k");
+  if (p.cu_seqlens_k != nullptr) {
+    return invalid_argument("cu_seqlens_k must be null: the cache's seqlens say how many keys there are",
+                            "cu_seqlens_k");
+  }
+  if (c.struct_size != sizeof(CacheView)) {
+    return invalid_argument(format("struct_size={} must be sizeof(CacheView) of this build", c.struct_size),
+                            "struct_size");
+  }
+  for (const auto& [value, least, field] : {std::tuple{c.num_blocks, int64_t{0}, "num_blocks"},
+                                            std::tuple{c.block_size, int64_t{1}, "block_size"},
+                                            std::tuple{c.max_blocks, int64_t{0}, "max_blocks"},
+                                            std::tuple{c.table_stride, int64_t{0}, "table_stride"},
+                                            std::tuple{append.seqlen, int64_t{0}, "append.seqlen"}}) {
+    if (value < least || value > INT32_MAX) {
+      return invalid_argument(format("{}={} must be from {} to 2^31 - 1", field, value, least), field);
+    }
+  }
+  if (c.block_table != nullptr && c.cache_batch_idx != nullptr)
+    return invalid_argument("cache_batch_idx must be null when block_table is given", "cache_batch_idx");
+  if (c.block_table == nullptr && c.cache_batch_idx == nullptr && p.batch > c.num_blocks) {
+    return invalid_argument(
+        format("batch={} must be at most the cache's first extent, {}", p.batch, c.num_blocks), "batch");
+  }
+  if (append.rotary == nullptr) return {};
+  if (append.seqlen == 0)
+    return invalid_argument("rotary is given but no new keys; rotate q with rope_forward", "rotary");
+  return validate_rotary(*append.rotary, p.head_dim);
+}
+
+}  // namespace
+
+Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheView& cache,
+                                 const CacheAppend& append, const CacheTensors& t) {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  TESSERA_RETURN_IF_ERROR(check_cache(problem, cache, append));
+  AttentionProblem plain = problem;  // cu_seqlens_q may come alone here
+  plain.cu_seqlens_q = nullptr;
+  plain.total_q = plain.total_k = plain.seqlen_k = 0;
+  TESSERA_RETURN_IF_ERROR(check_problem(launch_, plain));
+  const bool packed = problem.cu_seqlens_q != nullptr;
+  const int64_t batches = packed ? 1 : problem.batch, rows = packed ? problem.total_q : problem.seqlen_q;
+  if (packed && rows == 0 && problem.seqlen_q > 0 && problem.batch > 0) {
+    return invalid_argument(
+        "total_q=0 must be the last entry of cu_seqlens_q, which a device's host does not read", "total_q");
+  }
+  const auto check = [&](const char* field, const auto& tensor, int64_t of_batches, int64_t of_rows,
+                         int heads, int dim) -> Status {
+    TESSERA_RETURN_IF_ERROR(check_tensor(field, tensor, of_batches, of_rows, heads, dim, problem.dtype));
+    return of_batches * of_rows == 0 ? Status() : check_places(launch_, {{field, tensor.data}});
+  };
+  TESSERA_RETURN_IF_ERROR(check("q", t.q, batches, rows, problem.heads, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(check("o", t.o, batches, rows, problem.heads, problem.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(
+      check("k_cache", cache.k, cache.num_blocks, cache.block_size, problem.kv_heads, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(
+      check("v_cache", cache.v, cache.num_blocks, cache.block_size, problem.kv_heads, problem.v_head_dim));
+  TESSERA_RETURN_IF_ERROR(
+      check("k", append.k, problem.batch, append.seqlen, problem.kv_heads, problem.head_dim));
+  TESSERA_RETURN_IF_ERROR(
+      check("v", append.v, problem.batch, append.seqlen, problem.kv_heads, problem.v_head_dim));
+  const std::initializer_list<Place> words = {{"lse", t.lse},
+                                              {"cu_seqlens_q", problem.cu_seqlens_q},
+                                              {"block_table", cache.block_table},
+                                              {"cache_seqlens", cache.seqlens},
+                                              {"cache_batch_idx", cache.cache_batch_idx}};
+  TESSERA_RETURN_IF_ERROR(check_words(words));
+  TESSERA_RETURN_IF_ERROR(check_places(launch_, words));
+  if (append.rotary != nullptr) {
+    TESSERA_RETURN_IF_ERROR(
+        check_places(launch_, {{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}}));
+  }
+  if (batches * rows == 0 && append.seqlen == 0) return {};
+  if (is_prompt(problem, append)) {
+    const Status status = attend_prompt(launch_, problem, cache, t);
+    // What the prompt kernel does not take (soft caps, ALiBi) the step kernel does, row by row.
+    if (status.code() != StatusCode::unsupported || packed) return status;
+  }
+  return sm90::decode(launch_, problem, cache, append, t);
 }
 
 std::string explain_on(const DeviceProperties& device, const AttentionProblem& problem, Pass pass) {

@@ -27,7 +27,7 @@ struct DecodeTuning {
 //
 // Every row's bits depend on its own keys and their positions alone (work.h). Slots behind a length are not
 // read into a result, whatever they hold. Moves K and V of each (sequence, kv head) once (once for every 32
-// stacked rows: seqlen_q * group; 8 at head_dim 256), q and o once. Workspace slots 0 to 2: partial states
+// stacked rows: seqlen_q * group; 8 at head_dim 256), q and o once. Workspace (slots.h): partial states
 // when there are fewer items than blocks, q after rotation.
 //
 // Errors, before any launch: invalid_argument or unsupported naming the field; resource_exhausted.

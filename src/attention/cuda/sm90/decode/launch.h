@@ -1,6 +1,7 @@
 // What decode and tree share of their host side.
 #pragma once
 
+#include "attention/cuda/common/slots.h"
 #include "attention/cuda/sm90/decode/kernels.h"
 #include "attention/cuda/sm90/decode/params.h"
 #include "core/cuda/device.h"
@@ -8,9 +9,6 @@
 #include "tessera/paged.h"
 
 namespace tessera::attention::cuda::sm90 {
-
-// Slots of the workspace.
-inline constexpr int kPartialSlot = 0, kPartialStateSlot = 1, kRotatedSlot = 2;
 
 // What a step over a cache on sm_90 can do; the fields of the host alone.
 Status check_step_problem(const AttentionProblem& problem);
