@@ -176,10 +176,9 @@ class Bench {
            return tessera::cuda::launched("loads", "");
          }});
     variants.push_back({"ours", ours({})});
-    variants.push_back({"128", ours({128, false, -1})});
-    variants.push_back({"132 whole", ours({132, false, -1})});
-    variants.push_back({"late", ours({0, true, 0})});
-    variants.push_back({"early", ours({0, true, 1})});
+    variants.push_back({"128", ours({128, false})});
+    variants.push_back({"132 whole", ours({132, false})});
+    variants.push_back({"late", ours({0, true, false})});
     time(variants, sets, rounds, bytes);
     char name[80];
     std::snprintf(name, sizeof name, "b %3d h %2d:%-2d n %5d page %2d", s.batch, s.heads, s.kv_heads, s.n,

@@ -223,6 +223,122 @@ TEST_F(Decode, WindowsSoftcapAlibiAndLeftpad) {
   features(p, f, "leftpad");
 }
 
+// New rows taken out of a filled cache and appended again: the cache and the step's bits are as before.
+TEST_F(Decode, AppendedRowsAreThoseOfTheCache) {
+  for (const int page : {0, 16, 64}) {
+    PagedShape s;
+    s.page = page, s.heads = 8, s.kv_heads = 2, s.tokens = 3;
+    s.layout = page == 16 ? CacheLayout::token_outside : CacheLayout::head_outside;
+    s.lengths = {3, 64, 66, 1024, 2050};
+    PagedCase c(s);
+    c.clear();
+    run_exactly(c, c.problem());
+    const auto want = c.output();
+    const auto rows = c.take_rows(3);
+    const auto full_k = rows.cache_k, full_v = rows.cache_v;
+    c.clear();
+    CacheView view = c.view();
+    view.seqlens = rows.lengths.as<int32_t>();
+    CacheAppend append;
+    append.seqlen = 3;
+    append.k = contiguous<const void*>(rows.k.data(), 3, s.kv_heads, s.head_dim);
+    append.v = contiguous<const void*>(rows.v.data(), 3, s.kv_heads, s.head_dim);
+    ASSERT_TRUE(decode(*launch_, c.problem(), view, append, c.tensors()).ok());
+    ASSERT_TRUE(launch_->stream.synchronize().ok());
+    EXPECT_EQ(c.output(), want) << "page " << page;
+    EXPECT_EQ(c.download(c.k), full_k);
+    EXPECT_EQ(c.download(c.v), full_v);
+  }
+}
+
+TEST_F(Decode, RotaryTurnsNewKeysAndQueries) {
+  for (const bool interleaved : {false, true}) {
+    for (const int rotary_dim : {128, 32}) {
+      PagedShape s;
+      s.heads = 4, s.kv_heads = 2;
+      s.lengths = {1, 65, 700};
+      PagedCase c(s);
+      std::vector<float> cos, sin;
+      for (int position = 0; position < 800; ++position) {
+        for (int i = 0; i < rotary_dim / 2; ++i) {
+          const float angle = float(position) * std::pow(10000.0f, -2.0f * float(i) / float(rotary_dim));
+          cos.push_back(std::cos(angle));
+          sin.push_back(std::sin(angle));
+        }
+      }
+      const auto cos_on_device = PagedCase::upload(cos), sin_on_device = PagedCase::upload(sin);
+      Rotary rotary;
+      rotary.style = interleaved ? RopeStyle::interleaved : RopeStyle::half;
+      rotary.rotary_dim = rotary_dim;
+      rotary.cos = cos_on_device.data();
+      rotary.sin = sin_on_device.data();
+      rotary.positions = 800;
+      const auto rows = c.take_rows(1);
+      CacheView view = c.view();
+      view.seqlens = rows.lengths.as<int32_t>();
+      CacheAppend append;
+      append.seqlen = 1;
+      append.k = contiguous<const void*>(rows.k.data(), 1, s.kv_heads, s.head_dim);
+      append.v = contiguous<const void*>(rows.v.data(), 1, s.kv_heads, s.head_dim);
+      append.rotary = &rotary;
+      c.clear();
+      ASSERT_TRUE(decode(*launch_, c.problem(), view, append, c.tensors()).ok());
+      ASSERT_TRUE(launch_->stream.synchronize().ok());
+      const auto got = c.output();
+      // The same turn on the host; then a step without any.
+      const auto turn = [&](std::vector<uint16_t>& values, int heads) {
+        for (size_t row = 0; row < values.size() / size_t(s.head_dim); ++row) {
+          const int position = s.lengths[row / size_t(heads)] - 1;
+          for (int i = 0; i < rotary_dim / 2; ++i) {
+            const size_t at = row * size_t(s.head_dim);
+            const size_t first = at + size_t(interleaved ? 2 * i : i);
+            const size_t second = at + size_t(interleaved ? 2 * i + 1 : i + rotary_dim / 2);
+            const float a = bf16_to_f32(values[first]), b = bf16_to_f32(values[second]);
+            const float co = cos[size_t(position * rotary_dim / 2 + i)];
+            const float si = sin[size_t(position * rotary_dim / 2 + i)];
+            values[first] = f32_to_bf16(std::fma(a, co, -(b * si)));
+            values[second] = f32_to_bf16(std::fma(b, co, a * si));
+          }
+        }
+      };
+      std::vector<uint16_t> q = c.download(c.q), k = c.download(rows.k);
+      turn(q, s.heads);
+      turn(k, s.kv_heads);
+      cudaMemcpy(c.q.data(), q.data(), q.size() * 2, cudaMemcpyHostToDevice);
+      cudaMemcpy(rows.k.data(), k.data(), k.size() * 2, cudaMemcpyHostToDevice);
+      append.rotary = nullptr;
+      c.clear();
+      ASSERT_TRUE(decode(*launch_, c.problem(), view, append, c.tensors()).ok());
+      ASSERT_TRUE(launch_->stream.synchronize().ok());
+      EXPECT_EQ(c.output(), got) << "rotary_dim " << rotary_dim << " interleaved " << interleaved;
+    }
+  }
+}
+
+TEST_F(Decode, AGraphStaysValidWhileLengthsGrow) {
+  for (const int kv_heads : {2, 32}) {
+    PagedShape s;
+    s.heads = 32, s.kv_heads = kv_heads;
+    s.lengths = {3000, 1, 1029};
+    PagedCase c(s);
+    std::vector<int32_t> start = {900, 1, 255};
+    auto lengths = PagedCase::upload(start);
+    CacheView view = c.view();
+    view.seqlens = lengths.as<int32_t>();
+    AttentionProblem p = c.problem();
+    const auto step = [&] { return decode(*launch_, p, view, {}, c.tensors()); };
+    ASSERT_TRUE(step().ok());
+    auto graph = tessera::cuda::Graph::capture(launch_->stream, step);
+    ASSERT_TRUE(graph.ok()) << graph.status().message();
+    cudaMemcpy(lengths.data(), s.lengths.data(), 12, cudaMemcpyHostToDevice);
+    c.clear();
+    cudaDeviceSynchronize();
+    ASSERT_TRUE(graph->launch(launch_->stream).ok());
+    ASSERT_TRUE(launch_->stream.synchronize().ok());
+    c.check({}, "grown under a graph, kv heads " + std::to_string(kv_heads));
+  }
+}
+
 TEST_F(Decode, BadProblemsAreRefusedBeforeALaunch) {
   PagedShape s;
   s.lengths = {64};

@@ -257,6 +257,54 @@ class PagedCase {
     return values;
   }
 
+  // The last `count` positions of every sequence, [batch][count][kv_heads][head_dim], taken out of the cache
+  // (NaN is left there); lengths: what remains; cache_k, cache_v: the caches before.
+  struct TakenRows {
+    DeviceBuffer k, v, lengths;
+    std::vector<uint16_t> cache_k, cache_v;
+  };
+  TakenRows take_rows(int count) {
+    TakenRows taken;
+    std::vector<int32_t> before;
+    for (const int32_t length : shape.lengths) before.push_back(length - count);
+    taken.lengths = upload(before);
+    const auto take = [&](DeviceBuffer& cache, std::vector<uint16_t>& whole) {
+      whole = download(cache);
+      std::vector<uint16_t> left = whole, rows;
+      for (size_t b = 0; b < shape.lengths.size(); ++b) {
+        for (int t = 0; t < count; ++t) {
+          const int position = before[b] + t;
+          const int64_t block =
+              shape.page > 0 ? table[b * size_t(max_blocks) + size_t(position / slots_)] : int64_t(b);
+          for (int h = 0; h < shape.kv_heads; ++h) {
+            for (int d = 0; d < shape.head_dim; ++d) {
+              const auto at =
+                  size_t(block * strides.block + (position % slots_) * strides.slot + h * strides.head + d);
+              rows.push_back(whole[at]);
+              left[at] = 0xffff;
+            }
+          }
+        }
+      }
+      cudaMemcpy(cache.data(), left.data(), left.size() * 2, cudaMemcpyHostToDevice);
+      return upload(rows);
+    };
+    taken.k = take(k, taken.cache_k);
+    taken.v = take(v, taken.cache_v);
+    return taken;
+  }
+  static std::vector<uint16_t> download(const DeviceBuffer& buffer) {
+    std::vector<uint16_t> bits(buffer.size() / 2);
+    cudaMemcpy(bits.data(), buffer.data(), buffer.size(), cudaMemcpyDeviceToHost);
+    return bits;
+  }
+  template <typename E>
+  static DeviceBuffer upload(const std::vector<E>& values) {
+    DeviceBuffer buffer = make(values.size() * sizeof(E));
+    cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(E), cudaMemcpyHostToDevice);
+    return buffer;
+  }
+
   // Fails with the first element outside the tolerance. P is rounded once and o once: errors of at most half
   // a unit in the last place of each, doubled.
   void check(const OracleFeatures& features, const std::string& name) {
@@ -272,12 +320,6 @@ class PagedCase {
     auto made = DeviceBuffer::create(std::max<size_t>(bytes, 256), "test");
     EXPECT_TRUE(made.ok()) << made.status().message();
     return std::move(made).value();
-  }
-  template <typename E>
-  static DeviceBuffer upload(const std::vector<E>& values) {
-    DeviceBuffer buffer = make(values.size() * sizeof(E));
-    cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(E), cudaMemcpyHostToDevice);
-    return buffer;
   }
   template <typename T>
   void fill() {

@@ -55,16 +55,18 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int heads = p.kv_heads * p.group;
   const int r = static_cast<int>(blockIdx.x) * kCombineWarps + static_cast<int>(threadIdx.x) / 32;
-  const int token = r / heads, head = r - token * heads;
+  const int pair = p.by_group.quotient(r);  // token and kv head
+  const int token = p.by_kv_heads.quotient(pair), head = r - token * heads;
   const bool exists = token < p.batch * p.tokens;
-  const int kv_head = head / p.group, batch = token / p.tokens, t = token - batch * p.tokens;
+  const int kv_head = pair - token * p.kv_heads, head_in_group = r - pair * p.group;
+  const int batch = p.by_tokens.quotient(token), t = token - batch * p.tokens;
   Combiner<T, kDim> combiner{p, lane, {}, {}};
   combiner.segment.clear();
   combiner.row.clear();
   if constexpr (kListed) {
     TokenPartials mine{0, 0};
-    if (exists) mine = c.tokens[token * p.kv_heads + kv_head];
-    const int64_t offset = head % p.group;
+    if (exists) mine = c.tokens[pair];
+    const int64_t offset = head_in_group;
     int32_t entry = lane < mine.count ? __ldg(c.entries + mine.first + lane) : 0;
     dependency_wait();
     if (!exists || mine.count == 0) return;
@@ -76,13 +78,14 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     }
   } else {
     // The lengths are final: the kernel that this one depends on let it start after waiting for all before.
-    const Schedule<kFeatures> schedule(p, c.blocks);
+    const Schedule<kFeatures> schedule(p, lane);
     if (!schedule.split || !exists) {
       dependency_wait();
       return;
     }
-    const int row_in_pair = t * p.group + head % p.group;
-    const int row_block = row_in_pair / p.piece_rows;
+    const int row_in_pair = t * p.group + head_in_group;
+    const int row_block = p.row_blocks == 1 ? 0 : row_in_pair / p.piece_rows;
+    const int row = row_in_pair - row_block * p.piece_rows;
     const int32_t item = (batch * p.kv_heads + kv_head) * p.row_blocks + row_block;
     const Extent e = extent_of<kFeatures>(p, batch);
     const int32_t position = schedule.position(batch) + (kv_head * p.row_blocks + row_block) * e.units;
@@ -90,34 +93,37 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     int share = schedule.block_at(position);
     int32_t cut = 0;
     const auto next_cut = [&](int32_t after) {
-      while (cut <= after && share < schedule.blocks) {
+      while (cut <= after && share < schedule.blocks()) {
         const int32_t at = schedule.share(++share) - position;
         cut = at <= 0 ? 0 : at >= e.units ? e.units : schedule.moved_to_grain(e, at);
       }
       if (cut <= after) cut = e.units;
     };
     next_cut(0);
-    dependency_wait();
-    if (cut >= e.units) return;  // whole: its block wrote it
-    int32_t entry = 0;
-    int count = 0;
-    const auto give = [&](int32_t unit, bool continues) {
-      const int32_t at = (item * p.units_most + unit) * p.piece_rows;
-      if (lane == count) entry = at | (continues ? static_cast<int32_t>(0x80000000u) : 0);
-      if (++count == 32) {
-        combiner.add(entry, 32, row_in_pair - row_block * p.piece_rows);
-        count = 0;
-      }
-    };
-    for (int32_t unit = 0; unit < e.units;) {
-      const int32_t segment_end = ((e.first_unit + unit) / kSegmentUnits + 1) * kSegmentUnits - e.first_unit;
-      const int32_t to = min(e.units, segment_end);
-      next_cut(unit);
-      give(unit, false);
-      for (int32_t apart = cut; apart < to; ++apart) give(apart, true);
-      unit = to;
+    if (cut >= e.units) {  // whole: its block writes it
+      dependency_wait();
+      return;
     }
-    if (count > 0) combiner.add(entry, count, row_in_pair - row_block * p.piece_rows);
+    int32_t entry = 0, segment_end = 0, unit = 0;
+    bool waited = false;
+    while (unit < e.units) {
+      int count = 0;
+      for (; count < 32 && unit < e.units; ++count) {
+        const bool begins = unit >= segment_end;
+        if (begins) {
+          segment_end =
+              min(e.units, ((e.first_unit + unit) / kSegmentUnits + 1) * kSegmentUnits - e.first_unit);
+          next_cut(unit);
+        }
+        const int32_t at = (item * p.units_most + unit) * p.piece_rows;
+        if (lane == count) entry = begins ? at : at | static_cast<int32_t>(0x80000000u);
+        // Up to the first cut in one, then unit by unit.
+        unit = begins ? min(cut, segment_end) : unit + 1;
+      }
+      if (!waited) dependency_wait();
+      waited = true;
+      combiner.add(entry, count, row);
+    }
   }
   combiner.row.fold(combiner.segment);
   char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +

@@ -90,6 +90,9 @@ void set_problem(const AttentionProblem& problem, DecodeParams& p) {
   p.tokens = static_cast<int32_t>(problem.seqlen_q);
   p.kv_heads = problem.kv_heads;
   p.group = problem.heads / problem.kv_heads;
+  p.by_tokens = Divisor(problem.seqlen_q);
+  p.by_kv_heads = Divisor(problem.kv_heads);
+  p.by_group = Divisor(p.group);
   p.scale = problem.scale;
   p.scale_log2 = problem.scale * 1.44269504088896341f;
   const auto window = [](int64_t w) { return static_cast<int32_t>(std::min<int64_t>(w, kMost)); };
@@ -102,7 +105,7 @@ void set_problem(const AttentionProblem& problem, DecodeParams& p) {
                 problem.leftpad_k};
 }
 
-Status set_cache(const AttentionProblem& problem, const CacheView& cache, DecodeParams& p) {
+Status set_cache(const AttentionProblem& problem, const CacheView& cache, bool small_boxes, DecodeParams& p) {
   if (cache.struct_size != sizeof(CacheView))
     return refuse("struct_size", cache.struct_size, "sizeof(CacheView) of this build");
   if (cache.num_blocks < 1 || cache.num_blocks > kMost)
@@ -124,19 +127,25 @@ Status set_cache(const AttentionProblem& problem, const CacheView& cache, Decode
   p.block_of = cache.cache_batch_idx;
   p.table_stride = cache.table_stride > 0 ? cache.table_stride : cache.max_blocks;
   p.page = static_cast<int32_t>(cache.block_size);
-  p.box_rows = paged ? static_cast<int32_t>(std::gcd(cache.block_size, int64_t{kTile})) : kTile;
+  p.by_page = Divisor(cache.block_size);
+  // Boxes of whole tiles where a block has whole tiles; then boxes of 16 whole rows, for which decode has
+  // kernels of their own; else boxes of 8 rows of a panel, which make the same tile as a whole box.
+  const int panels = problem.head_dim / 64;
+  p.box_rows = !paged || cache.block_size % kTile == 0     ? kTile
+               : small_boxes && cache.block_size % 16 == 0 ? 16
+                                                           : 8;
+  if (!small_boxes && p.box_rows == 8)
+    p.box_rows = static_cast<int32_t>(std::gcd(cache.block_size, int64_t{kTile}));
+  p.box_panels = p.box_rows == kTile || (small_boxes && p.box_rows == 16) ? panels : 1;
   p.seqlens = cache.seqlens;
   p.seqlen = static_cast<int32_t>(cache.seqlen);
   p.capacity =
       static_cast<int32_t>(std::min(kMost, paged ? cache.max_blocks * cache.block_size : cache.block_size));
   p.units_most = std::max(1, (p.capacity + kUnit - 1) / kUnit);
-  // A box of whole tiles brings all of a row's panels; smaller ones one panel each, so that a tile's panels
-  // lie the same way for every page.
-  const int panels = p.box_rows == kTile ? problem.head_dim / 64 : 1;
   const auto map = [&](CUtensorMap* map, const char* what, const Strided<void*>& rows) {
     return tensor_map(map, what, problem.dtype,
                       {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride}, cache.num_blocks,
-                      cache.block_size, problem.kv_heads, problem.head_dim, p.box_rows, panels,
+                      cache.block_size, problem.kv_heads, problem.head_dim, p.box_rows, p.box_panels,
                       Promotion::none);
   };
   TESSERA_RETURN_IF_ERROR(map(&p.k_map, "k_cache", cache.k));
@@ -237,12 +246,13 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
   if (problem.batch == 0 || problem.seqlen_q == 0) return {};
   DecodeParams p{};
   set_problem(problem, p);
-  TESSERA_RETURN_IF_ERROR(set_cache(problem, cache, p));
+  TESSERA_RETURN_IF_ERROR(set_cache(problem, cache, true, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
   TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, tensors, p));
 
   const int64_t rows = int64_t{p.tokens} * p.group;
-  const DecodeKernel kernel = decode_kernel_for(problem.dtype, problem.head_dim, rows, has_features(problem));
+  const DecodeKernel kernel =
+      decode_kernel_for(problem.dtype, problem.head_dim, rows, has_features(problem), p.box_rows == 16);
   p.piece_rows = static_cast<int32_t>(std::min<int64_t>(rows, kernel.most_rows));
   p.row_blocks = static_cast<int32_t>((rows + p.piece_rows - 1) / p.piece_rows);
   const int64_t items = int64_t{p.batch} * p.kv_heads * p.row_blocks;
@@ -253,19 +263,20 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
   const int64_t partial_rows = items * p.units_most * p.piece_rows;
   const int64_t partial_bytes = partial_rows * (problem.head_dim + 2) * 4;
   // Whole items are faster from some one and a half items a block on (measured).
-  if (tuning.split && 2 * items < 3 * most && p.units_most > 1 && partial_bytes <= kMostPartialBytes) {
+  if (tuning.split && 2 * items < 3 * most && p.units_most > split_above(split_grain(items, most)) &&
+      partial_bytes <= kMostPartialBytes) {
     p.may_split = 1;
     TESSERA_RETURN_IF_ERROR(set_partials(launch, partial_rows, problem.head_dim, p));
   }
+  p.by_row_blocks = Divisor(p.row_blocks);
   const int blocks = p.may_split != 0 ? most : static_cast<int>(std::min<int64_t>(most, items));
-  // Starting before the kernel ahead has ended pays in short steps only.
-  const bool dependent = tuning.early >= 0 ? tuning.early != 0 : append.seqlen > 0 || items <= 2 * most;
+  p.by_blocks = Divisor(blocks);
+  const bool dependent = tuning.early;
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, blocks, kernel.threads, kernel.shared_bytes,
                                         dependent, &p, "decode"));
   if (p.may_split == 0) return {};
   CombineParams c{};
   c.decode = p;
-  c.blocks = blocks;
   return launch_combine(launch, kernel, c);
 }
 
@@ -287,10 +298,10 @@ Status launch_combine(tessera::cuda::Launch& launch, const DecodeKernel& kernel,
                        32 * kCombineWarps, 0, true, &c, "decode combine");
 }
 
-DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features) {
-  if (head_dim == 64) return decode_kernel_64(dtype, rows, features);
-  if (head_dim == 128) return decode_kernel_128(dtype, rows, features);
-  if (head_dim == 256) return decode_kernel_256(dtype, rows, features);
+DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features, bool small_boxes) {
+  if (head_dim == 64) return decode_kernel_64(dtype, rows, features, small_boxes);
+  if (head_dim == 128) return decode_kernel_128(dtype, rows, features, small_boxes);
+  if (head_dim == 256) return decode_kernel_256(dtype, rows, features, small_boxes);
   return {};
 }
 

@@ -12,7 +12,7 @@ namespace tessera::attention::cuda::sm90 {
 struct DecodeTuning {
   int blocks = 0;     // of the grid; 0: one for each multiprocessor
   bool split = true;  // false: one block walks all keys of a (sequence, kv head)
-  int early = -1;     // start before the kernel ahead has ended: 0 no, 1 yes, -1 in short steps
+  bool early = true;  // start before the kernel ahead has ended (its results are waited for)
 };
 
 // Appends (tessera/paged.h), then attends, on launch.stream: attend_cache over device memory. Every pointer

@@ -58,6 +58,7 @@ struct DecodeShared {
   float2 merge_ml[kConsumers][8];
   float2 running_ml[kGroups * 8][2];
   Wave wave[kWaveSlots];
+  Piece listed[32];
   int32_t pages[kConsumers * kUnitTiles * 8];
   // A tile's arrival is waited for at its place in its wave, not at its stage: a warp that skips other warps'
   // tiles would mistake a stage's parity of two rounds before for the one it waits for. Every wave completes

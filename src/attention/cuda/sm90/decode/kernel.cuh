@@ -180,7 +180,7 @@ struct Producer {
     const int key = __shfl_sync(~0u, mine.first_key, u) + t * kTile;
     const int end_key = __shfl_sync(~0u, mine.end_key, u);
     if (u >= units || t >= tiles) return;
-    const int boxes = kTile / p.box_rows;
+    const int boxes = kTile >> log_box_rows();
     int32_t* out = &shared.pages[lane * 8];
     if (p.block_table == nullptr) {
       const int32_t block = p.block_of != nullptr ? __ldg(p.block_of + sequence) : sequence;
@@ -191,8 +191,12 @@ struct Producer {
 #pragma unroll 4
     for (int j = 0; j < boxes; ++j) {
       const int at = key + j * p.box_rows;
-      if (at < end_key) out[j] = __ldg(table + at / p.page);
+      if (at < end_key) out[j] = __ldg(table + p.by_page.quotient(at));
     }
+  }
+
+  __device__ __forceinline__ int log_box_rows() const {
+    return 31 - __clz(p.box_rows);
   }
 
   // One tile of K and V; the lanes issue a box each.
@@ -202,30 +206,31 @@ struct Producer {
     mbarrier_wait(shared_address(&shared.empty[stage]), ((tile / Shared::kStages) & 1) ^ 1);
     ++tile;
     constexpr int kPanels = kDim / 64;
-    const int box_rows = p.box_rows;
-    const int boxes = (min(kTile, end_key - key) + box_rows - 1) / box_rows;
-    const int box_panels = box_rows == kTile ? kPanels : 1;
-    const int splits = kPanels / box_panels;
+    const int log_rows = log_box_rows();
+    const int boxes = (min(kTile, end_key - key) + p.box_rows - 1) >> log_rows;
+    // Boxes of whole rows lie one behind the other; boxes of a panel make up panels of the whole tile.
+    const bool whole_rows = p.box_panels == kPanels;
     const uint32_t k_full = shared_address(&shared.k_full[slot][place]);
     const uint32_t v_full = shared_address(&shared.v_full[slot][place]);
     if (lane < 2) {
-      mbarrier_arrive_expect(lane == 0 ? k_full : v_full, static_cast<uint32_t>(boxes * box_rows * kDim * 2));
+      mbarrier_arrive_expect(lane == 0 ? k_full : v_full,
+                             static_cast<uint32_t>((boxes << log_rows) * kDim * 2));
     }
     __syncwarp();
     const uint32_t base = shared_address(shared.stage[stage]);
-    for (int i = lane; i < 2 * boxes * splits; i += 32) {
+    for (int i = lane; i < 2 * boxes * (whole_rows ? 1 : kPanels); i += 32) {
       const int is_v = i & 1;
-      const int panel = (i >> 1) % splits, j = (i >> 1) / splits;
+      const int panel = whole_rows ? 0 : (i >> 1) % kPanels, j = whole_rows ? i >> 1 : (i >> 1) / kPanels;
       const uint32_t to = base + static_cast<uint32_t>(is_v * Shared::kTileBytes + panel * (kTile * 128) +
-                                                       j * box_rows * 128);
-      const int slot = (key + j * box_rows) % p.page;
+                                                       ((j << log_rows) * (whole_rows ? kPanels : 1)) * 128);
+      const int slot_in_page = p.by_page.remainder(key + (j << log_rows));
       const int block = shared.pages[looked_up * 8 + j];
       const CUtensorMap* map = is_v != 0 ? &p.v_map : &p.k_map;
       const uint32_t full = is_v != 0 ? v_full : k_full;
       if (is_shared) {
-        tma_load(to, map, full, 0, slot, panel, kv_head, block);
+        tma_load(to, map, full, 0, slot_in_page, panel, kv_head, block);
       } else {
-        tma_load(to, map, full, 0, slot, panel, kv_head, block, private_policy);
+        tma_load(to, map, full, 0, slot_in_page, panel, kv_head, block, private_policy);
       }
     }
   }
@@ -240,21 +245,24 @@ struct RowView {
   float slope[2];
 };
 
-template <typename T, int kDim, int kGroups, bool kListed, bool kFeatures, bool kWide>
+// kSmallBoxes: tiles are four boxes of 16 whole rows instead of panels of 64 rows.
+template <typename T, int kDim, int kGroups, bool kListed, bool kFeatures, bool kWide, bool kSmallBoxes>
 struct Consumer {
   using Shared = DecodeShared<kDim, kGroups>;
   static constexpr int kSteps = kDim / 16;
+  static constexpr uint32_t kPanelBytes = (kSmallBoxes ? 16 : kTile) * 128;       // from panel to panel
+  static constexpr uint32_t kSliceBytes = kSmallBoxes ? kDim / 64 * 2048 : 2048;  // from 16 rows to the next
   const DecodeParams& p;
   Shared& shared;
   const int lane, warp;
 
   __device__ __forceinline__ int token_of(const UnitEntry& e, int row) const {
-    const int at = e.first_token + (e.first_row + row) / p.group;
+    const int at = e.first_token + p.by_group.quotient(e.first_row + row);
     if constexpr (kListed) return __ldg(p.token_list + at);
     return at;
   }
   __device__ __forceinline__ int head_of(const UnitEntry& e, int row) const {
-    return e.kv_head * p.group + (e.first_row + row) % p.group;
+    return e.kv_head * p.group + p.by_group.remainder(e.first_row + row);
   }
 
   __device__ __forceinline__ void run() {
@@ -350,7 +358,7 @@ struct Consumer {
     const int row = row_group * 8 + lane / 4;
     if (row < e.rows) {
       const int token = token_of(e, row);
-      const int batch = token / p.tokens;
+      const int batch = p.by_tokens.quotient(token);
       const char* from = static_cast<const char*>(p.q.data) +
                          2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
                               head_of(e, row) * p.q.head_stride + 2 * (lane % 4));
@@ -371,7 +379,7 @@ struct Consumer {
     for (int c = 0; c < 2; ++c) {
       const int row = min(row_group * 8 + 2 * (lane % 4) + c, e.rows - 1);
       const int token = token_of(e, row);
-      const int batch = token / p.tokens;
+      const int batch = p.by_tokens.quotient(token);
       const int position = e.end_key - p.tokens + (token - batch * p.tokens);
       int first = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + batch) : 0;
       int end = e.end_key;
@@ -423,7 +431,7 @@ struct Consumer {
 #pragma unroll
         for (int block = 0; block < 4; ++block) {
           uint32_t a[4];
-          ldmatrix_x4(a, at[i % 4] + static_cast<uint32_t>((i / 4) * (kTile * 128) + block * 2048));
+          ldmatrix_x4(a, at[i % 4] + static_cast<uint32_t>((i / 4) * kPanelBytes + block * kSliceBytes));
           mma_16816<T>(s[block], a, q[i][0], q[i][1]);
         }
       }
@@ -499,7 +507,8 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
           uint32_t a[4];
-          ldmatrix_x4_transposed(a, at[i % 4] + static_cast<uint32_t>((i / 4) * (kTile * 128) + step * 2048));
+          ldmatrix_x4_transposed(
+              a, at[i % 4] + static_cast<uint32_t>((i / 4) * kPanelBytes + step * kSliceBytes));
           mma_16816<T>(o[i], a, probability[step][0], probability[step][1]);
         }
       }
@@ -512,10 +521,11 @@ struct Consumer {
     for (int i = valid * 8 + lane; i < kTile * 8; i += 32) {
 #pragma unroll
       for (int panel = 0; panel < kDim / 64; ++panel) {
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
-                         v + static_cast<uint32_t>(panel * (kTile * 128) + i * 16)),
-                     "r"(0)
-                     : "memory");
+        asm volatile(
+            "st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
+                v + static_cast<uint32_t>(panel * kPanelBytes + (i >> 7) * kSliceBytes + (i & 127) * 16)),
+            "r"(0)
+            : "memory");
       }
     }
     __syncwarp();
@@ -613,7 +623,7 @@ struct Consumer {
   template <typename State>
   __device__ __forceinline__ void write(const UnitEntry& e, int r, const State& row) const {
     const int token = token_of(e, r), head = head_of(e, r);
-    const int batch = token / p.tokens, t = token - batch * p.tokens;
+    const int batch = p.by_tokens.quotient(token), t = token - batch * p.tokens;
     char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
                                                    head * p.o.head_stride + lane * kLaneValues<kDim>);
     store_rounded<T>(to, row.o, row.inverse());
@@ -624,7 +634,7 @@ struct Consumer {
 };
 
 // With kWide 384 threads: warpgroups 0 and 1 consume, the third gives its registers to them.
-template <typename T, int kDim, int kGroups, bool kListed, bool kFeatures, bool kWide>
+template <typename T, int kDim, int kGroups, bool kListed, bool kFeatures, bool kWide, bool kSmallBoxes>
 __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     decode_kernel(const __grid_constant__ DecodeParams p) {
   using Shared = DecodeShared<kDim, kGroups>;
@@ -656,13 +666,13 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     if (warp > kConsumers) return;
     Producer<kDim, kGroups, kWide> producer{p, shared, lane, 0, policy_evict_first()};
     if constexpr (kListed) {
-      producer.run(ListedPieces(p, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)));
+      producer.run(ListedPieces(p, shared.listed, static_cast<int>(blockIdx.x)));
     } else {
-      producer.run(LengthPieces<kFeatures>(p, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)));
+      producer.run(LengthPieces<kFeatures>(p, static_cast<int>(blockIdx.x)));
     }
   } else {
     if constexpr (kWide) registers_up<224>();
-    Consumer<T, kDim, kGroups, kListed, kFeatures, kWide> consumer{p, shared, lane, warp};
+    Consumer<T, kDim, kGroups, kListed, kFeatures, kWide, kSmallBoxes> consumer{p, shared, lane, warp};
     consumer.run();
   }
 }

@@ -3,9 +3,9 @@
 
 namespace tessera::attention::cuda::sm90 {
 
-DecodeKernel decode_kernel_256(DType dtype, int64_t rows, bool features) {
-  return dtype == DType::f16 ? decode_kernel_of<__half, 256>(rows, features)
-                             : decode_kernel_of<__nv_bfloat16, 256>(rows, features);
+DecodeKernel decode_kernel_256(DType dtype, int64_t rows, bool features, bool small_boxes) {
+  return dtype == DType::f16 ? lengths_kernel<__half, 256>(rows, features, small_boxes)
+                             : lengths_kernel<__nv_bfloat16, 256>(rows, features, small_boxes);
 }
 
 }  // namespace tessera::attention::cuda::sm90

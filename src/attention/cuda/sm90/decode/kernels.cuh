@@ -7,35 +7,43 @@
 
 namespace tessera::attention::cuda::sm90 {
 
-template <typename T, int kDim, int kGroups>
-DecodeKernel decode_kernel_of(bool features) {
+template <typename T, int kDim, int kGroups, bool kFeatures, bool kSmallBoxes>
+DecodeKernel lengths_kernel() {
   DecodeKernel found;
-  found.kernel = features
-                     ? reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, false, true, false>)
-                     : reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, false, false, false>);
-  found.combine = features ? reinterpret_cast<const void*>(&combine_kernel<T, kDim, false, true>)
-                           : reinterpret_cast<const void*>(&combine_kernel<T, kDim, false, false>);
+  found.kernel =
+      reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, false, kFeatures, false, kSmallBoxes>);
+  found.combine = reinterpret_cast<const void*>(&combine_kernel<T, kDim, false, kFeatures>);
   found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups>));
   found.threads = kDecodeThreads;
   found.most_rows = 8 * kGroups;
   return found;
 }
 
-template <typename T, int kDim>
-DecodeKernel decode_kernel_of(int64_t rows, bool features) {
-  if constexpr (kDim <= 128) {
-    if (rows > 8) return decode_kernel_of<T, kDim, kMostRowGroups>(features);
+template <typename T, int kDim, int kGroups>
+DecodeKernel lengths_kernel(bool features, bool small_boxes) {
+  if (features) {
+    return small_boxes ? lengths_kernel<T, kDim, kGroups, true, true>()
+                       : lengths_kernel<T, kDim, kGroups, true, false>();
   }
-  return decode_kernel_of<T, kDim, 1>(features);
+  return small_boxes ? lengths_kernel<T, kDim, kGroups, false, true>()
+                     : lengths_kernel<T, kDim, kGroups, false, false>();
+}
+
+template <typename T, int kDim>
+DecodeKernel lengths_kernel(int64_t rows, bool features, bool small_boxes) {
+  if constexpr (kDim <= 128) {
+    if (rows > 8) return lengths_kernel<T, kDim, kMostRowGroups>(features, small_boxes);
+  }
+  return lengths_kernel<T, kDim, 1>(features, small_boxes);
 }
 
 // head_dim 256 has no registers for warpgroups of 64 rows.
 template <typename T, int kDim>
-DecodeKernel tree_kernel_of() {
+DecodeKernel listed_kernel() {
   constexpr bool kWide = kDim <= 128;
   constexpr int kGroups = kWide ? kMostRowGroups : 1;
   DecodeKernel found;
-  found.kernel = reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, true, false, kWide>);
+  found.kernel = reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, true, false, kWide, false>);
   found.combine = reinterpret_cast<const void*>(&combine_kernel<T, kDim, true, false>);
   found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups>));
   found.threads = kWide ? kWideThreads : kDecodeThreads;

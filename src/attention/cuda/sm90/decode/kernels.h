@@ -13,15 +13,15 @@ struct DecodeKernel {
   int most_rows = 0;  // of a piece
 };
 
-// The one for `rows` rows of a kv head in one piece, or for as many as there is one for. `kernel` is null
-// when head_dim has none (64, 128 and 256 have).
-DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features);
+// The one for `rows` rows of a kv head in one piece, or for as many as there is one for; small_boxes: tiles
+// come in boxes of 16 whole rows. `kernel` is null when head_dim has none (64, 128 and 256 have).
+DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features, bool small_boxes);
 // The one that walks listed pieces.
 DecodeKernel tree_kernel_for(DType dtype, int head_dim);
 
-DecodeKernel decode_kernel_64(DType dtype, int64_t rows, bool features);
-DecodeKernel decode_kernel_128(DType dtype, int64_t rows, bool features);
-DecodeKernel decode_kernel_256(DType dtype, int64_t rows, bool features);
+DecodeKernel decode_kernel_64(DType dtype, int64_t rows, bool features, bool small_boxes);
+DecodeKernel decode_kernel_128(DType dtype, int64_t rows, bool features, bool small_boxes);
+DecodeKernel decode_kernel_256(DType dtype, int64_t rows, bool features, bool small_boxes);
 DecodeKernel tree_kernel_64(DType dtype);
 DecodeKernel tree_kernel_128(DType dtype);
 DecodeKernel tree_kernel_256(DType dtype);

@@ -16,7 +16,9 @@ Status check_device(const tessera::cuda::Launch& launch);
 // Anything that needs the second instantiation.
 bool has_features(const AttentionProblem& problem);
 void set_problem(const AttentionProblem& problem, DecodeParams& params);
-Status set_cache(const AttentionProblem& problem, const CacheView& cache, DecodeParams& params);
+// small_boxes: pages of a multiple of 16 slots come in boxes of 16 whole rows (a tile layout of its own).
+Status set_cache(const AttentionProblem& problem, const CacheView& cache, bool small_boxes,
+                 DecodeParams& params);
 // Checks q, o and the new rows, and puts q and o into params.
 Status set_rows(const CacheAppend& append, const CacheTensors& tensors, DecodeParams& params);
 // The kernel that writes the new rows, when there are any; params.q is then the rotated one.

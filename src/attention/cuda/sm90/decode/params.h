@@ -10,12 +10,34 @@
 
 namespace tessera::attention::cuda::sm90 {
 
+// Quotients of numbers below 2^31 by a divisor known at launch.
+struct Divisor {
+  uint32_t value = 1, multiplier = 1u << 31, shift = 31;
+  Divisor() = default;
+  explicit Divisor(int64_t divisor) : value(static_cast<uint32_t>(divisor)) {
+    uint32_t log = 0;
+    while ((uint64_t{1} << log) < value) ++log;
+    shift = 31 + log;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + value - 1) / value);
+  }
+#ifdef __CUDACC__
+  __device__ __forceinline__ int32_t quotient(int32_t x) const {
+    return static_cast<int32_t>((uint64_t{static_cast<uint32_t>(x)} * multiplier) >> shift);
+  }
+  __device__ __forceinline__ int32_t remainder(int32_t x) const {
+    return x - quotient(x) * static_cast<int32_t>(value);
+  }
+#endif
+};
+
 // Token t of head h lies at data + (t / tokens) * batch_stride + (t % tokens) * row_stride + h * head_stride.
 template <typename T>
 struct TokenRows {
   T* data;
   int64_t batch_stride, row_stride, head_stride;
 };
+
+inline constexpr int kMostBlocks = 160;  // of a tree's grid: no sm_90 has more multiprocessors
 
 struct RowFeatures {
   int32_t causal;
@@ -35,14 +57,17 @@ struct DecodeParams {
   int32_t batch;
   int32_t tokens;  // query tokens of a sequence
   int32_t kv_heads, group;
+  Divisor by_tokens, by_kv_heads, by_group;
   float scale;       // of q.k
   float scale_log2;  // scale * log2(e)
 
   const int32_t* block_table;  // [batch][table_stride], or null: block = block_of[b] or b
   const int32_t* block_of;
   int64_t table_stride;
+  Divisor by_page;
   int32_t page;            // slots of a block
-  int32_t box_rows;        // 8, 16, 32 or 64: divides the page (any page when contiguous: 64)
+  int32_t box_rows;        // 8, 16 or 64: divides the page (any page when contiguous: 64)
+  int32_t box_panels;      // of a box: all of a row, or 1 (box_rows = 8)
   const int32_t* seqlens;  // [batch] keys before the call, or null: seqlen
   int32_t seqlen;
   int32_t appended;  // keys that the call adds
@@ -53,17 +78,20 @@ struct DecodeParams {
   int32_t may_split;
   int32_t piece_rows;  // most rows of a piece: the kernel's groups times 8, or all rows if fewer
   int32_t row_blocks;  // of piece_rows rows in a (sequence, kv head)
+  Divisor by_row_blocks;
+  Divisor by_blocks;   // of the grid
   int32_t units_most;  // units of `capacity`
 
   // Tree: the host's list. Block i of the grid walks pieces [piece_first[i], piece_first[i + 1]).
   const Piece* pieces;
-  const int32_t* piece_first;
   const int32_t* token_list;  // first_token counts in here; null: it is the token
 
   float* partial_o;    // [partial row][head_dim]
   float2* partial_ml;  // [partial row] (m, l)
 
   RowFeatures features;
+
+  int32_t piece_first[kMostBlocks + 1];  // of the tree
 };
 
 // ---- Combine
@@ -79,7 +107,6 @@ struct TokenPartials {
 
 struct CombineParams {
   DecodeParams decode;
-  int32_t blocks;  // of the decode kernel's grid
   // Tree; null: the partials follow from the lengths.
   const TokenPartials* tokens;  // [token][kv_head]
   const int32_t* entries;

@@ -46,39 +46,43 @@ struct Cut {
 template <bool kFeatures>
 struct Schedule {
   const DecodeParams& p;
-  int blocks;                       // of the grid
+  const int lane;
+  Extent first_extent;              // of sequence `lane`
   int32_t total;                    // cost
   int32_t share_floor, share_rest;  // the first share_rest blocks get one more
   bool split;
   int32_t grain;
 
+  __device__ __forceinline__ int blocks() const { return static_cast<int>(p.by_blocks.value); }
   __device__ __forceinline__ int items_of_sequence() const { return p.kv_heads * p.row_blocks; }
   __device__ __forceinline__ int32_t cost(const Extent& e) const {
     return split ? e.units : (e.keys + kTile - 1) / kTile + kItemCost;
   }
+  __device__ __forceinline__ Extent extent(int b) const {
+    return b == lane ? first_extent : extent_of<kFeatures>(p, b);
+  }
 
   // By a whole warp.
-  __device__ __forceinline__ Schedule(const DecodeParams& params, int blocks_in)
-      : p(params), blocks(blocks_in), split(false), grain(kSegmentUnits) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+  __device__ __forceinline__ Schedule(const DecodeParams& params, int lane_in)
+      : p(params), lane(lane_in), first_extent{0, 0, 1}, split(false), grain(kSegmentUnits) {
+    if (lane < p.batch) first_extent = extent_of<kFeatures>(p, lane);
     int32_t tiles = 0, units = 0, most = 0;
     for (int b = lane; b < p.batch; b += 32) {
-      const Extent e = extent_of<kFeatures>(p, b);
+      const Extent e = extent(b);
       tiles += cost(e);
       units += e.units;
       most = max(most, e.units);
     }
     tiles = __reduce_add_sync(~0u, tiles);
-    units = __reduce_add_sync(~0u, units);
     if (p.may_split != 0) {
-      // Measured on an H200: below some 16 items a split pays from two units on, else above a segment.
+      units = __reduce_add_sync(~0u, units);
       most = __reduce_max_sync(~0u, most);
-      grain = p.batch * items_of_sequence() * 8 <= blocks ? 1 : kSegmentUnits;
-      split = most > (grain == 1 ? 2 : kSegmentUnits);
+      grain = split_grain(p.batch * items_of_sequence(), blocks());
+      split = most > split_above(grain);
     }
     total = (split ? units : tiles) * items_of_sequence();
-    share_floor = total / blocks;
-    share_rest = total - share_floor * blocks;
+    share_floor = p.by_blocks.quotient(total);
+    share_rest = total - share_floor * blocks();
   }
 
   // The first position of block i's share, on the line of cost.
@@ -90,54 +94,56 @@ struct Schedule {
     return share_rest + (position - large) / share_floor;
   }
   __device__ __forceinline__ int32_t moved_to_grain(const Extent& e, int32_t unit) const {
-    const int32_t moved = (e.first_unit + unit + grain / 2) / grain * grain - e.first_unit;
+    const int32_t at = e.first_unit + unit + grain / 2;
+    const int32_t moved = (grain == 1 ? at : at / kSegmentUnits * kSegmentUnits) - e.first_unit;
     return max(0, min(moved, e.units));
   }
 
-  // Where block i's work begins. By a whole warp.
-  __device__ __forceinline__ Cut begin(int i) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int32_t at = share(i);
+  // Where block i's work begins and ends. By a whole warp.
+  __device__ __forceinline__ void bounds(int i, Cut& begin, Cut& end) const {
     const int per = items_of_sequence();
-    if (at >= total) return {p.batch * per, 0};
+    const int32_t from = share(i), to = share(i + 1);
+    begin = end = {p.batch * per, 0};
     int32_t before = 0;
-    for (int first = 0; first < p.batch; first += 32) {
+    for (int first = 0; first < p.batch && before <= to; first += 32) {
       const int b = first + lane;
       Extent e{0, 0, 1};
       int32_t c = 1, sum = 0;
       if (b < p.batch) {
-        e = extent_of<kFeatures>(p, b);
+        e = extent(b);
         c = cost(e);
         sum = c * per;
       }
+      const int32_t own = sum;
       for (int offset = 1; offset < 32; offset <<= 1) {
         const int32_t other = __shfl_up_sync(~0u, sum, offset);
         if (lane >= offset) sum += other;
       }
-      const unsigned found = __ballot_sync(~0u, b < p.batch && at < before + sum);
-      if (found != 0) {
-        const int source = __ffs(static_cast<int>(found)) - 1;
-        const int32_t rest = at - (before + sum - c * per);
-        int32_t item = b * per, unit = 0;
-        if (split) {
-          item += rest / c;
-          unit = moved_to_grain(e, rest % c);
-        } else {
-          item += (rest + c - 1) / c;
-        }
-        return {__shfl_sync(~0u, item, source), __shfl_sync(~0u, unit, source)};
-      }
+      const int32_t start = before + sum - own;
+      find(from, start, start + own, b, c, e, begin);
+      find(to, start, start + own, b, c, e, end);
       before += __shfl_sync(~0u, sum, 31);
     }
-    return {p.batch * per, 0};
   }
 
   // The position of sequence b's first item. By a whole warp.
   __device__ __forceinline__ int32_t position(int b) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
     int32_t sum = 0;
-    for (int s = lane; s < b; s += 32) sum += cost(extent_of<kFeatures>(p, s));
+    for (int s = lane; s < b; s += 32) sum += cost(extent(s));
     return __reduce_add_sync(~0u, sum) * items_of_sequence();
+  }
+
+ private:
+  __device__ __forceinline__ void find(int32_t at, int32_t start, int32_t end, int b, int32_t c,
+                                       const Extent& e, Cut& cut) const {
+    const unsigned found = __ballot_sync(~0u, start <= at && at < end);
+    if (found == 0) return;
+    const int source = __ffs(static_cast<int>(found)) - 1;
+    const int32_t rest = at - start;
+    const int32_t whole = (split ? rest : rest + c - 1) / c;
+    const int32_t item = b * items_of_sequence() + whole;
+    const int32_t unit = split ? moved_to_grain(e, rest - whole * c) : 0;
+    cut = {__shfl_sync(~0u, item, source), __shfl_sync(~0u, unit, source)};
   }
 };
 
@@ -146,21 +152,29 @@ template <bool kFeatures>
 struct LengthPieces {
   const DecodeParams& p;
   Cut at, end;
-  int32_t grain;
   int loaded = -1;  // the sequence of `extent`
   Extent extent;
 
-  __device__ __forceinline__ LengthPieces(const DecodeParams& params, int block, int blocks) : p(params) {
-    const Schedule<kFeatures> schedule(p, blocks);
-    at = schedule.begin(block);
-    end = schedule.begin(block + 1);
-    grain = schedule.grain;
+  __device__ __forceinline__ LengthPieces(const DecodeParams& params, int block) : p(params) {
+    // The table's first entries, where equal lengths would put this block: they travel while the lengths do.
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (p.block_table != nullptr) {
+      const int guess = p.by_blocks.quotient(block * p.batch);
+      const int entry = p.by_page.quotient(lane * kTile);
+      uint32_t unused;
+      if (entry < p.table_stride) {
+        asm volatile("ld.global.nc.b32 %0, [%1];"
+                     : "=r"(unused)
+                     : "l"(p.block_table + guess * p.table_stride + entry));
+      }
+    }
+    Schedule<kFeatures>(p, lane).bounds(block, at, end);
   }
   __device__ __forceinline__ bool next(Piece& piece) {
     while (at.item < end.item || (at.item == end.item && at.unit < end.unit)) {
       const int32_t item = at.item;
-      const int row_block = item % p.row_blocks, pair = item / p.row_blocks;
-      const int b = pair / p.kv_heads;
+      const int pair = p.by_row_blocks.quotient(item), row_block = item - pair * p.row_blocks;
+      const int b = p.by_kv_heads.quotient(pair);
       if (b != loaded) {
         extent = extent_of<kFeatures>(p, b);
         loaded = b;
@@ -188,17 +202,31 @@ struct LengthPieces {
   }
 };
 
-// Pieces of the host's list.
+// Pieces of the host's list, fetched 32 at a time.
 struct ListedPieces {
   const DecodeParams& p;
+  Piece* fetched;  // [32] in shared memory
   int at, end;
-  __device__ __forceinline__ ListedPieces(const DecodeParams& params, int block, int)
-      : p(params), at(__ldg(params.piece_first + block)), end(__ldg(params.piece_first + block + 1)) {}
+  int first_fetched = 0, end_fetched = 0;
+
+  __device__ __forceinline__ ListedPieces(const DecodeParams& params, Piece* memory, int block)
+      : p(params), fetched(memory), at(params.piece_first[block]), end(params.piece_first[block + 1]) {}
   __device__ __forceinline__ bool next(Piece& piece) {
     if (at >= end) return false;
-    piece = p.pieces[at++];
-    // The end of a sequence is where it is by now.
-    if (piece.end_key < 0) piece.end_key = extent_of<false>(p, piece.sequence).keys;
+    if (at >= end_fetched) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      __syncwarp();
+      if (at + lane < end) {
+        Piece mine = p.pieces[at + lane];
+        // The end of a sequence is where it is by now.
+        if (mine.end_key < 0) mine.end_key = extent_of<false>(p, mine.sequence).keys;
+        fetched[lane] = mine;
+      }
+      __syncwarp();
+      first_fetched = at;
+      end_fetched = min(end, at + 32);
+    }
+    piece = fetched[at++ - first_fetched];
     return true;
   }
 };

@@ -114,9 +114,9 @@ struct WideConsumer {
     const int r = first_row + row;
     uint4 values[kGroups];
     if (r < e.rows) {
-      const int token = __ldg(p.token_list + e.first_token + (e.first_row + r) / p.group);
-      const int head = e.kv_head * p.group + (e.first_row + r) % p.group;
-      const int batch = token / p.tokens;
+      const int token = __ldg(p.token_list + e.first_token + p.by_group.quotient(e.first_row + r));
+      const int head = e.kv_head * p.group + p.by_group.remainder(e.first_row + r);
+      const int batch = p.by_tokens.quotient(token);
       const char* from = static_cast<const char*>(p.q.data) +
                          2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
                               head * p.q.head_stride + half * (kDim / 2));

@@ -27,8 +27,17 @@ inline constexpr float kLazyBound = 8.0f;  // in units of log2: p and its sums s
 // Rows are stacked in groups of 8, the n of mma.m16n8k16; a piece has at most this many groups.
 inline constexpr int kMostRowGroups = 4;
 
+// When rows of few items are split over blocks of the grid, in multiples of how many units, and from how many
+// on. Measured on an H200: below some 16 items a split pays from two units on, else above a segment.
+constexpr int32_t split_grain(int64_t items, int blocks) {
+  return items * 8 <= blocks ? 1 : kSegmentUnits;
+}
+constexpr int32_t split_above(int32_t grain) {
+  return grain == 1 ? 2 : kSegmentUnits;
+}
+
 // Some rows of one kv head over units [first_unit, end_unit) of one block table.
-struct Piece {
+struct alignas(16) Piece {
   int32_t sequence;  // whose block table is walked
   int32_t kv_head;
   int32_t first_unit, end_unit;

@@ -5,7 +5,7 @@
 namespace tessera::attention::cuda::sm90 {
 
 DecodeKernel tree_kernel_128(DType dtype) {
-  return dtype == DType::f16 ? tree_kernel_of<__half, 128>() : tree_kernel_of<__nv_bfloat16, 128>();
+  return dtype == DType::f16 ? listed_kernel<__half, 128>() : listed_kernel<__nv_bfloat16, 128>();
 }
 
 }  // namespace tessera::attention::cuda::sm90

@@ -4,7 +4,7 @@
 namespace tessera::attention::cuda::sm90 {
 
 DecodeKernel tree_kernel_256(DType dtype) {
-  return dtype == DType::f16 ? tree_kernel_of<__half, 256>() : tree_kernel_of<__nv_bfloat16, 256>();
+  return dtype == DType::f16 ? listed_kernel<__half, 256>() : listed_kernel<__nv_bfloat16, 256>();
 }
 
 }  // namespace tessera::attention::cuda::sm90

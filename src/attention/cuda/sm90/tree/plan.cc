@@ -10,8 +10,8 @@ namespace tessera::attention::cuda::sm90 {
 namespace {
 
 // In tiles; measured on an H200 (see plan.h for what they mean).
-constexpr double kRowCost = 0.10;
-constexpr double kPieceCost = 2.0;
+constexpr double kPieceCost = 3.0;
+constexpr double kPrivatePieceCost = 0.5;
 constexpr double kPartialCost = 0.01;
 // Sharing that saves less than this many tiles a block of the grid does not pay for the second kernel.
 constexpr double kLeastSaving = 2.0;
@@ -126,7 +126,10 @@ class Planner {
     double cost;  // of a kv head
   };
 
-  double tile_cost(int32_t rows) const { return 1.0 + kRowCost * double((rows - 1) / 8); }
+  // Of as many rows: a warp's, four warps', a warpgroup's, both warpgroups'.
+  static double tile_cost(int32_t rows) {
+    return rows <= 8 ? 1.0 : rows <= 32 ? 1.1 : rows <= 64 ? 1.2 : 1.6;
+  }
 
   // The runs as parts of at most most_rows rows; shared runs further cut into `units` each by lay_out().
   void make_parts() {
@@ -209,7 +212,7 @@ class Planner {
                       (sequences_[size_t(part.sequence)].keys + kTile - 1) / kTile);
     }
     const double segments = std::ceil(double(to - from) / kSegmentUnits);
-    return tiles * tile_cost(part.rows) + kPieceCost * (part.tail ? 0.25 : 1.0) +
+    return tiles * tile_cost(part.rows) + (part.tail ? kPrivatePieceCost : kPieceCost) +
            kPartialCost * segments * part.rows;
   }
 
@@ -251,36 +254,43 @@ class Planner {
       c.of_block[block].push_back(piece_of(*s.part, s.kv_head, s.from, s.to));
       load[block] += piece_cost(*s.part, s.from, s.to);
     }
-    // What the private work levels off at: blocks above it get none.
+    // The level that private work fills every block up to; blocks above it get none.
+    const double wanted = total - std::accumulate(load.begin(), load.end(), 0.0);
     double level = total / options_.blocks;
-    for (int round = 0; round < 8; ++round) {
+    for (int round = 0; round < 16; ++round) {
       double room = 0;
-      for (const double l : load) room += std::max(0.0, level - l);
-      double wanted = total - std::accumulate(load.begin(), load.end(), 0.0);
-      if (room <= 0) break;
-      level += (wanted - room) / options_.blocks;
+      int filled = 0;
+      for (const double l : load) {
+        room += std::max(0.0, level - l);
+        filled += l < level ? 1 : 0;
+      }
+      level += (wanted - room) / std::max(filled, 1);
     }
     const int32_t grain = private_units >= 8 * kSegmentUnits * blocks ? kSegmentUnits : 1;
+    // Private work in one line, cut where the blocks' rooms end on it, each cut moved to the nearest grain:
+    // what one block gets too much, the next gets less.
     size_t block = 0;
+    double at = 0, room_end = std::max(0.0, level - load[0]);
     for (const Part& part : parts_) {
       if (!part.tail) continue;
+      const double unit_cost = piece_cost(part, part.from, part.to) / double(part.to - part.from);
       for (int h = 0; h < kv_heads_; ++h) {
         for (int32_t from = part.from; from < part.to;) {
-          while (block + 1 < load.size() && level - load[block] < kUnitTiles / 2.0) ++block;
           int32_t to = part.to;
-          const double rest = piece_cost(part, from, to);
-          const double room = level - load[block];
-          if (rest > room + 0.5 * grain * kUnitTiles && block + 1 < load.size()) {
-            const auto fits = static_cast<int32_t>(std::lround(room / (kUnitTiles * tile_cost(part.rows))));
-            to = (from + fits + grain / 2) / grain * grain;
-            to = std::clamp(to, from, part.to);
-            if (to == from) {
-              ++block;
-              continue;
-            }
+          if (block + 1 < load.size()) {
+            const auto end =
+                static_cast<int32_t>(std::floor((room_end - at) / unit_cost + 0.5 * grain)) + from;
+            to = std::clamp(end / grain * grain, from, part.to);
           }
-          c.of_block[block].push_back(piece_of(part, h, from, to));
-          load[block] += piece_cost(part, from, to);
+          if (to > from) {
+            c.of_block[block].push_back(piece_of(part, h, from, to));
+            load[block] += piece_cost(part, from, to);
+            at += unit_cost * (to - from);
+          }
+          if (to < part.to) {
+            ++block;
+            room_end += std::max(0.0, level - load[block]);
+          }
           from = to;
         }
       }

@@ -5,9 +5,9 @@
 // depth, any subset of the batch. Only whole units are shared (a run's last blocks short of a unit are read
 // by each sequence, from L2 as a rule), so that the bits are those of a step without sharing.
 //
-// Cost model, in tiles of 64 keys of one kv head (the time to read K and V of one): a private tile costs 1, a
-// shared tile 1 + kRowCost for every 8 rows behind the first 8 (tensor cores and shared memory), a piece
-// kPieceCost, and whatever is handed over kPartialCost a row and segment. explain() prints it.
+// Cost model, in tiles of 64 keys of one kv head (the time to read K and V of one): a tile costs more the
+// more rows are stacked on it, every piece something to begin and end it, and what is handed over something a
+// row and segment. explain() prints what comes of it.
 #pragma once
 
 #include <cstdint>

@@ -33,21 +33,20 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
   const int group = problem.heads / problem.kv_heads;
   const int most_rows = tree_kernel_for(problem.dtype, problem.head_dim).most_rows;
   options.most_rows = options.most_rows > 0 ? std::min(options.most_rows, most_rows) : most_rows;
-  options.blocks = launch.device.multiprocessors;
+  options.blocks = std::min(launch.device.multiprocessors, kMostBlocks);
   if (has_features(plan.problem_) || group > options.most_rows) options.share = false;
   plan.options_ = options;
   plan.work_ = plan_tree(sequences, problem.kv_heads, group, block_size, options);
   if (!plan.work_.shares) return plan;
   const TreeWork& w = plan.work_;
-  std::vector<char> bytes(padded_bytes(w.pieces) + padded_bytes(w.piece_first) + padded_bytes(w.tokens) +
-                          padded_bytes(w.partials) + padded_bytes(w.entries));
+  std::vector<char> bytes(padded_bytes(w.pieces) + padded_bytes(w.tokens) + padded_bytes(w.partials) +
+                          padded_bytes(w.entries));
   size_t at = 0;
   const auto add = [&](const auto& values) {
     if (!values.empty()) std::memcpy(bytes.data() + at, values.data(), values.size() * sizeof values[0]);
     at += padded_bytes(values);
   };
   add(w.pieces);
-  add(w.piece_first);
   add(w.tokens);
   add(w.partials);
   add(w.entries);
@@ -61,10 +60,10 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
 
 Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, const CacheAppend& append,
                         const CacheTensors& tensors) const {
-  if (!work_.shares) return decode(launch, problem_, cache, append, tensors, {options_.blocks, true, -1});
+  if (!work_.shares) return decode(launch, problem_, cache, append, tensors, {options_.blocks});
   DecodeParams p{};
   set_problem(problem_, p);
-  TESSERA_RETURN_IF_ERROR(set_cache(problem_, cache, p));
+  TESSERA_RETURN_IF_ERROR(set_cache(problem_, cache, false, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
   TESSERA_RETURN_IF_ERROR(append_rows(launch, problem_, cache, append, tensors, p));
   const char* at = memory_.as<char>();
@@ -74,7 +73,7 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
     return here;
   };
   p.pieces = next(work_.pieces);
-  p.piece_first = next(work_.piece_first);
+  std::copy(work_.piece_first.begin(), work_.piece_first.end(), p.piece_first);
   p.token_list = next(work_.tokens);
   CombineParams c{};
   c.tokens = next(work_.partials);
@@ -84,7 +83,6 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, options_.blocks, kernel.threads,
                                         kernel.shared_bytes, true, &p, "tree"));
   c.decode = p;
-  c.blocks = options_.blocks;
   return launch_combine(launch, kernel, c);
 }
 

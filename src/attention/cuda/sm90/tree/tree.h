@@ -40,7 +40,7 @@ class TreePlan {
   AttentionProblem problem_;
   TreePlanOptions options_;
   TreeWork work_;
-  tessera::cuda::DeviceBuffer memory_;  // pieces, piece_first, tokens, partials, entries
+  tessera::cuda::DeviceBuffer memory_;  // pieces, tokens, partials, entries
 };
 
 }  // namespace tessera::attention::cuda::sm90
