@@ -32,6 +32,7 @@ void add_bench(CLI::App& app, int* code) {
   add_bench_prefix(*bench, code);
   add_bench_serving(*bench, code);
   add_bench_perplexity(*bench, code);
+  add_bench_tree(*bench, code);
 }
 
 }  // namespace tessera::cli

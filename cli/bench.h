@@ -63,6 +63,7 @@ void add_bench_decode(CLI::App& bench, int* code);
 void add_bench_model(CLI::App& bench, int* code);
 void add_bench_perplexity(CLI::App& bench, int* code);
 void add_bench_prefix(CLI::App& bench, int* code);
+void add_bench_tree(CLI::App& bench, int* code);
 void add_bench_serving(CLI::App& bench, int* code);
 
 }  // namespace tessera::cli

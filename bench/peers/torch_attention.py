@@ -9,10 +9,11 @@ of a cell's name (D128, causal, S512, page16...) narrow a group: forward:D128:ca
 
 How it is timed. Inputs are normal random numbers. After at least --warm-up seconds of work the engines take turns, and who
 begins changes every round. A sample is one CUDA graph of as many calls as fill --sample-ms, over sets of inputs that together
-exceed L2 twice; everything that a call launches is inside. Ours and every rival keep the log-sum-exp. SM clock, power and
-temperature are read by NVML during each sample; a round in which somebody's clock is off its own median by more than 2 % is left
-out, unless too few would remain. A cell's figure is the median over rounds; a ratio is the median of the rounds' own ratios (a
-rival's time / ours: above 1 we are faster). Before it is timed, each engine's result is compared with float64 on some rows.
+exceed L2 twice; everything that a call launches is inside (cuDNN's varlen call cannot be captured: a run of calls instead). Ours
+and every rival keep the log-sum-exp. SM clock, power and temperature are read by NVML during each sample; a round in which
+somebody's clock is off its own median by more than 2 % is left out, unless too few would remain. A cell's figure is the median
+over rounds; a ratio is the median of the rounds' own ratios (a rival's time / ours: above 1 we are faster). Before it is timed,
+each engine's result is compared with float64 on some rows.
 
 cuDNN and FlashAttention-2 are PyTorch's; FlashAttention-3 is the module flash_attn_interface, if it can be imported.
 """
@@ -31,6 +32,8 @@ TOKENS, WIDTH = 16384, 2048  # batch * seqlen and heads * head_dim
 DENSE_CLOCK_HZ = 1.83e9  # of NVIDIA's dense figure for the H100 and H200
 FLOPS_PER_CLOCK = 4096  # bf16, dense, of one multiprocessor of compute capability 9.0
 L2_BYTES = 60 << 20
+# PyTorch's varlen call of cuDNN 9.19 fails inside a capture (CUDNN_STATUS_INTERNAL_ERROR): runs of calls are timed instead.
+NOT_CAPTURED = {("cudnn", "varlen")}
 CLOCK_TOLERANCE = 0.02
 LEAST_ROUNDS = 5
 ERROR_LIMIT = 2e-2  # of bf16 results of normal inputs, beside float64
@@ -333,14 +336,21 @@ class Bench:
 
     # ---- Time
 
-    def graph(self, run, sets, calls):
-        """A captured graph of `calls` calls over the sets in turn."""
+    def sample(self, engine, cell, run, sets, calls):
+        """What replays a captured graph of `calls` calls over the sets in turn (or makes the calls, see NOT_CAPTURED)."""
         torch = self.torch
+
+        def work():
+            with torch.no_grad():
+                for i in range(calls):
+                    run(sets[i % len(sets)])
+
+        if (engine, cell["group"]) in NOT_CAPTURED:
+            return work
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for i in range(calls):
-                run(sets[i % len(sets)])
-        return graph
+            work()
+        return graph.replay
 
     def seconds(self, work):
         """Device seconds of work(), enqueued behind a short wait so that the host is ahead of it; clock, watts, degrees."""
@@ -355,7 +365,7 @@ class Bench:
         return start.elapsed_time(end) * 1e-3, state
 
     def prepare(self, engine, cell, sets):
-        """(graph, calls) of an engine: checked, warm, and of the length of a sample."""
+        """(work, calls, error) of an engine: checked, warm, and of the length of a sample."""
         run = self.call(engine, cell)
         with self.torch.no_grad():
             for x in sets[:2]:
@@ -363,12 +373,12 @@ class Bench:
             error = self.error(cell, sets[min(1, len(sets) - 1)], out)
             if not error <= ERROR_LIMIT:
                 raise RuntimeError(f"{engine}, {cell['name']}: the result is off by {error}")
-            few = self.graph(run, sets, len(sets))
-            few.replay()
-            once = self.seconds(few.replay)[0] / len(sets)
+            few = self.sample(engine, cell, run, sets, len(sets))
+            few()
+            once = self.seconds(few)[0] / len(sets)
             calls = max(1, math.ceil(self.options.sample_ms * 1e-3 / once / len(sets))) * len(sets)
-            graph = few if calls == len(sets) else self.graph(run, sets, calls)
-        return graph, calls, error
+            work = few if calls == len(sets) else self.sample(engine, cell, run, sets, calls)
+        return work, calls, error
 
     def warm_up(self):
         torch = self.torch
@@ -404,13 +414,13 @@ class Bench:
         samples = {engine: [] for engine in ready}
         states = {engine: [] for engine in ready}
         engines = list(ready)
-        for graph, _, _ in ready.values():
-            graph.replay()
+        for work, _, _ in ready.values():
+            work()
         for r in range(self.options.rounds):
             turn = r % max(1, len(engines))
             for engine in engines[turn:] + engines[:turn]:
-                graph, calls, _ = ready[engine]
-                seconds, state = self.seconds(graph.replay)
+                work, calls, _ = ready[engine]
+                seconds, state = self.seconds(work)
                 samples[engine].append(seconds / calls)
                 states[engine].append(state)
         return samples, states, {e: error for e, (_, _, error) in ready.items()}, why

@@ -41,4 +41,19 @@ struct DeviceDecodeOptions {
 // Beside the fastest reader of as many bytes in the same run.
 Status bench_decode_on_device(const DeviceDecodeOptions& options);
 
+// One query a sequence over prefixes that sequences share: prompts of which nothing, a half, three quarters
+// and all is common to the batch, and a tree of three levels. bf16.
+struct DeviceTreeOptions {
+  int device = 0;
+  int batch = 32, heads = 32;
+  std::vector<int> kv_heads = {32, 8};
+  int dim = 128;
+  std::vector<int64_t> prompts = {1024, 2048, 4096};
+  int page = 64;
+  int rounds = 11;
+  std::string json;
+};
+// Beside the paged kernel on the same tables, and the unique bytes at the reader's rate.
+Status bench_tree_on_device(const DeviceTreeOptions& options);
+
 }  // namespace tessera::cli

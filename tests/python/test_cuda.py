@@ -149,15 +149,15 @@ def test_dropout_in_a_graph_is_refused():
 
 def test_torch_compile_takes_it_whole():
     def layer(x, k, v):
-        return (tessera.flash_attn_func(x * 2, k, v, causal=True) + 1).sum(-1)
+        return tessera.flash_attn_func(x * 2, k, v, causal=True).float() * 3
 
     q, k, v = make((1, 128, 4, 64), (1, 128, 4, 64), (1, 128, 4, 64), grad=True)
     want = layer(q, k, v)
     got = torch.compile(layer, fullgraph=True)(q, k, v)
-    assert worst(got, want) <= 1e-1
+    assert worst(got, want) <= 1e-6
     dout = torch.randn_like(want)
     for a, b in zip(torch.autograd.grad(got, (q, k, v), dout), torch.autograd.grad(want, (q, k, v), dout)):
-        assert worst(a, b) <= 1e-1
+        assert worst(a, b) <= 5e-2
 
 
 def test_nothing_is_copied():
