@@ -1,14 +1,15 @@
 // CudaContext: an NVIDIA GPU and a stream of it, for the library's functions on device memory.
 //
-// Given a CudaContext, forward(), backward() and attend_cache() take tensors in that device's memory, and so
-// are the arrays of the problem and of the cache: cu_seqlens, seqused_k, leftpad_k, alibi_slopes, masks,
-// ancestors, block tables, lengths, rotary tables. Rules 1 to 8 of tessera/attention.h hold. Functions
-// without CUDA kernels return `unsupported`. What differs from the CPU:
+// Given a CudaContext, forward(), backward(), attend_cache(), rope_forward(), rope_backward() and
+// merge_states() take tensors in that device's memory, and so are the arrays of the problem and of the cache:
+// cu_seqlens, seqused_k, leftpad_k, alibi_slopes, masks, ancestors, block tables, lengths, rotary tables.
+// Rules 1 to 8 of tessera/attention.h hold. Functions without CUDA kernels return `unsupported`. What differs
+// from the CPU:
 //  1. A call enqueues its work on the stream and returns; results are there when the stream has come so far.
 //  2. The host does not look into device memory. With cu_seqlens, total_q and total_k of the problem say how
 //     many rows and keys there are. What lies in arrays (cu_seqlens, slopes, depths) is the caller's to get
 //     right; lengths of a cache are cut at its capacity. Rows behind the last sequence are not written.
-//  3. Addresses and strides are multiples of 16 bytes: anything else is refused, nothing is copied.
+//  3. Attention's addresses and strides are multiples of 16 bytes: others are refused, nothing is copied.
 //  4. f32 is multiplied as tf32 (10 bits of mantissa), with f32 sums.
 //  5. The bits do not depend on the device's number of multiprocessors.
 // Calls may be captured into a CUDA graph.

@@ -109,6 +109,7 @@ struct RopeProblem {
   const int32_t* offsets = nullptr;    // [batch]
   int64_t offset = 0;
   const int32_t* cu_seqlens = nullptr;  // [batch + 1] rising from 0: rows of all sequences, no batch axis
+  int64_t total = 0;  // with cu_seqlens: its last entry, needed on a device; on the CPU it may be left 0
 };
 
 // out = x rotated. out may be x, with the same strides. Moves x once in and once out; rows are divided over

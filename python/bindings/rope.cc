@@ -41,8 +41,17 @@ attention::Rotary rotary_of(const Array& cos, const Array& sin, const std::strin
 
 namespace {
 
-void rotary(In x, Out out, In cos, In sin, const std::string& dtype, const std::string& rotary_dtype,
-            bool interleaved, bool backward, int64_t offset, In offsets, In cu_seqlens) {
+void rotary(AnyIn x, AnyOut out, AnyIn cos, AnyIn sin, const std::string& dtype,
+            const std::string& rotary_dtype, bool interleaved, bool backward, int64_t offset, AnyIn offsets,
+            AnyIn cu_seqlens, int device, uint64_t stream) {
+  const Place place{device, stream, {}};
+  const std::pair<Array, const char*> arrays[] = {{x, "x"},
+                                                  {out, "out"},
+                                                  {cos, "cos"},
+                                                  {sin, "sin"},
+                                                  {offsets, "seqlen_offsets"},
+                                                  {cu_seqlens, "cu_seqlens"}};
+  for (const auto& [array, name] : arrays) expect_place(array, place, name);
   const Array cu(cu_seqlens);
   const int rank = cu ? 3 : 4;
   attention::RopeProblem problem;
@@ -60,7 +69,9 @@ void rotary(In x, Out out, In cos, In sin, const std::string& dtype, const std::
     if (cu.ndim != 1 || cu.shape[0] < 1) raise_value_error("cu_seqlens must have batch + 1 elements");
     problem.batch = cu.shape[0] - 1;
     problem.cu_seqlens = int32_vector(cu, problem.batch + 1, "cu_seqlens");
-    if (problem.cu_seqlens[problem.batch] > sizes.rows) {
+    if (device >= 0) {
+      problem.total = sizes.rows;
+    } else if (problem.cu_seqlens[problem.batch] > sizes.rows) {
       raise_value_error(format("cu_seqlens[{}]={} lies behind x's {} rows", problem.batch,
                                problem.cu_seqlens[problem.batch], sizes.rows));
     }
@@ -68,15 +79,20 @@ void rotary(In x, Out out, In cos, In sin, const std::string& dtype, const std::
   problem.offsets = int32_vector(offsets, problem.batch, "seqlen_offsets");
   const auto from = strided<const void*>(x);
   const auto to = strided<void*>(out);
-  run([&](Context& context) {
+  run(place, [&](Context& context) {
     return backward ? attention::rope_backward(context, problem, from, to)
                     : attention::rope_forward(context, problem, from, to);
   });
 }
 
 // Parts [batch, seqlen, heads, dim] with lse [batch, heads, seqlen] of any strides.
-void merge_states(const std::vector<In>& outs, const std::vector<In>& lses, Out out, Out lse,
-                  const std::string& dtype, const std::string& out_dtype) {
+void merge_states(const std::vector<AnyIn>& outs, const std::vector<AnyIn>& lses, AnyOut out, AnyOut lse,
+                  const std::string& dtype, const std::string& out_dtype, int device, uint64_t stream) {
+  const Place place{device, stream, {}};
+  for (const AnyIn& array : outs) expect_place(array, place, "outs");
+  for (const AnyIn& array : lses) expect_place(array, place, "lses");
+  expect_place(out, place, "out");
+  expect_place(lse, place, "lse");
   if (outs.empty() || outs.size() != lses.size())
     raise_value_error("as many lses as outs are needed, at least 1");
   attention::MergeProblem problem;
@@ -105,7 +121,7 @@ void merge_states(const std::vector<In>& outs, const std::vector<In>& lses, Out 
   expect_sizes(out, sizes, "out");
   const auto to = strided<void*>(out);
   const auto to_lse = lse_strides(lse, "lse");
-  run([&](Context& context) { return attention::merge_states(context, problem, parts, to, to_lse); });
+  run(place, [&](Context& context) { return attention::merge_states(context, problem, parts, to, to_lse); });
 }
 
 }  // namespace
@@ -114,9 +130,9 @@ void bind_rope_and_merge(nb::module_& module) {
   const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
   module.def("rotary", &rotary, array("x"), array("out"), array("cos"), array("sin"), nb::arg("dtype"),
              nb::arg("rotary_dtype"), nb::arg("interleaved"), nb::arg("backward"), nb::arg("offset"),
-             array("offsets").none(), array("cu_seqlens").none());
+             array("offsets").none(), array("cu_seqlens").none(), nb::arg("device"), nb::arg("stream"));
   module.def("merge_states", &merge_states, nb::arg("outs"), nb::arg("lses"), array("out"), array("lse"),
-             nb::arg("dtype"), nb::arg("out_dtype"));
+             nb::arg("dtype"), nb::arg("out_dtype"), nb::arg("device"), nb::arg("stream"));
 }
 
 }  // namespace tessera::python

@@ -84,6 +84,15 @@ def same_place(x: Any, name: str, like: Any, like_name: str) -> None:
         raise ValueError(f"{name} is on {place(x)} and {like_name} on {place(like)}; they must be on one device")
 
 
+def current_stream(x: Any) -> Tuple[int, int]:
+    """(CUDA ordinal, torch's current stream there) of x; (-1, 0) on the CPU."""
+    if not on_cuda(x):
+        return -1, 0
+    import torch
+
+    return int(x.device.index), int(torch.cuda.current_stream(x.device).cuda_stream)
+
+
 def raw(x: Any) -> Any:
     """x as the C++ module takes it: without autograd's history, NumPy's bfloat16 as its bits. The same memory."""
     if x is None:

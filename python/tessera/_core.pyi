@@ -67,8 +67,12 @@ def rotary(
     offset: int,
     offsets: Optional[Any],
     cu_seqlens: Optional[Any],
+    device: int,
+    stream: int,
 ) -> None: ...
-def merge_states(outs: List[Any], lses: List[Any], out: Any, lse: Any, dtype: str, out_dtype: str) -> None: ...
+def merge_states(
+    outs: List[Any], lses: List[Any], out: Any, lse: Any, dtype: str, out_dtype: str, device: int, stream: int
+) -> None: ...
 
 class Tree:
     def __init__(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
 from . import _core
-from ._arrays import dtype_name, empty, on_cuda, raw
+from ._arrays import current_stream, dtype_name, empty, on_cuda, raw
 
 
 @dataclass
@@ -33,8 +33,7 @@ def _set_stream(options: _core.Options, q: Any) -> None:
     """The call runs on torch's current stream of q's device."""
     import torch
 
-    options.device = q.device.index
-    options.stream = torch.cuda.current_stream(q.device).cuda_stream
+    options.device, options.stream = current_stream(q)
     if torch.cuda.is_current_stream_capturing():
         kept: List[Any] = []
 

@@ -186,7 +186,7 @@ def attend_cache(arrays: Tuple[Any, ...], call: _native.Call, interleaved: bool)
     return out, lse
 
 
-@torch.library.custom_op("tessera::rotary", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("tessera::rotary", mutates_args=(), device_types=("cpu", "cuda"))
 def _rotary(
     x: Tensor,
     cos: Tensor,
@@ -197,7 +197,7 @@ def _rotary(
     cu_seqlens: Optional[Tensor],
     backward: bool,
 ) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype) if cu_seqlens is None else x.clone(memory_format=torch.contiguous_format)
+    out = x.new_empty(x.shape) if cu_seqlens is None else x.clone(memory_format=torch.contiguous_format)
     rotary.rotate(x, out, cos, sin, interleaved, offset, offsets, cu_seqlens, backward)
     return out
 
@@ -207,7 +207,7 @@ def _(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("tessera::rotary_", mutates_args=("x",), device_types="cpu")
+@torch.library.custom_op("tessera::rotary_", mutates_args=("x",), device_types=("cpu", "cuda"))
 def _rotary_(
     x: Tensor,
     cos: Tensor,
@@ -249,7 +249,7 @@ def rotate(
     return x
 
 
-@torch.library.custom_op("tessera::merge_states", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("tessera::merge_states", mutates_args=(), device_types=("cpu", "cuda"))
 def merge_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tuple[Tensor, Tensor]:
     return merge.merge_arrays(outs, lses)
 

@@ -3,7 +3,7 @@
 from typing import Any, Sequence, Tuple
 
 from . import _check, _core
-from ._arrays import contiguous_last, dtype_name, empty, is_tensor, raw
+from ._arrays import contiguous_last, current_stream, dtype_name, empty, is_tensor, raw, same_place
 
 
 def merge_arrays(outs: Sequence[Any], lses: Sequence[Any]) -> Tuple[Any, Any]:
@@ -13,7 +13,7 @@ def merge_arrays(outs: Sequence[Any], lses: Sequence[Any]) -> Tuple[Any, Any]:
     parts = ([raw(x if x.ndim == rank else x[None]) for x in xs] for xs, rank in (((*outs, out), 4), ((*lses, lse), 3)))
     (*outs, to), (*lses, to_lse) = parts
     dtype = dtype_name(out)
-    _core.merge_states(outs, lses, to, to_lse, dtype, dtype)
+    _core.merge_states(outs, lses, to, to_lse, dtype, dtype, *current_stream(out))
     return out, lse
 
 
@@ -35,11 +35,12 @@ def merge_states(outs: Sequence[Any], lses: Sequence[Any]) -> Tuple[Any, Any]:
     if rank not in (3, 4):
         raise ValueError(f"outs[0] has {rank} dimensions; it must have 4, or 3 for varlen")
     layout = "as outs[0]"
-    outs = list(_check.float_arrays([f"outs[{i}]" for i in range(len(outs))], outs, rank, layout))
+    outs = list(_check.float_arrays([f"outs[{i}]" for i in range(len(outs))], outs, rank, layout, True))
     names = [f"lses[{i}]" for i in range(len(lses))]
-    lses = list(_check.float_arrays(names, lses, rank - 1, "without head_dim"))
+    lses = list(_check.float_arrays(names, lses, rank - 1, "without head_dim", True))
     if is_tensor(lses[0]) != is_tensor(outs[0]):
         raise TypeError("lses and outs must be of one kind, tensors or other arrays")
+    same_place(lses[0], "lses[0]", outs[0], "outs[0]")
     if dtype_name(lses[0]) != "float32":
         raise TypeError(f"lses[0] has dtype {dtype_name(lses[0])}; float32 is needed")
     *batch, rows, heads, _ = outs[0].shape

@@ -5,7 +5,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from . import _check, _core
-from ._arrays import contiguous_last, dtype_name, empty, is_tensor, raw, to_int32
+from ._arrays import contiguous_last, current_stream, dtype_name, empty, is_tensor, raw, same_place, to_int32
 
 _LAYOUT = "(batch, seqlen, heads, head_dim)"
 
@@ -16,7 +16,7 @@ def rotate(
     """One call of the C++ code over checked arrays; out may be x."""
     _core.rotary(
         raw(x), raw(out), raw(cos), raw(sin), dtype_name(x), dtype_name(cos), interleaved, backward, offset,
-        raw(offsets), raw(cu_seqlens),
+        raw(offsets), raw(cu_seqlens), *current_stream(x),
     )  # fmt: skip
 
 
@@ -44,10 +44,11 @@ def apply_rotary_emb(
     """
     varlen = cu_seqlens is not None
     layout = "(rows of all sequences, heads, head_dim)" if varlen else _LAYOUT
-    (x,) = _check.float_arrays(("x",), (x,), 3 if varlen else 4, layout)
-    cos, sin = _check.float_arrays(("cos", "sin"), (cos, sin), 2, "(positions, rotary_dim / 2)")
+    (x,) = _check.float_arrays(("x",), (x,), 3 if varlen else 4, layout, True)
+    cos, sin = _check.float_arrays(("cos", "sin"), (cos, sin), 2, "(positions, rotary_dim / 2)", True)
     if is_tensor(cos) != is_tensor(x):
         raise TypeError("cos and x must be of one kind, tensors or other arrays")
+    same_place(cos, "cos", x, "x")
     _check.shape(sin, cos.shape, "sin")
     if not 1 <= cos.shape[1] <= x.shape[-1] // 2:
         raise ValueError(f"cos has {cos.shape[1]} columns; it must have 1 to half of x's head_dim, {x.shape[-1] // 2}")
@@ -90,12 +91,12 @@ def apply_rotary_emb_qkv_(
     rotate k; None: as q.
     """
     if getattr(qkv, "ndim", 5) == 5:
-        (qkv,) = _check.float_arrays(("qkv",), (qkv,), 5, "(batch, seqlen, 3, heads, head_dim)")
+        (qkv,) = _check.float_arrays(("qkv",), (qkv,), 5, "(batch, seqlen, 3, heads, head_dim)", True)
         if qkv.shape[2] != 3:
             raise ValueError(f"qkv has {qkv.shape[2]} in dimension 2; it must be 3")
         q, k = qkv[:, :, 0], qkv[:, :, 1]
     else:
-        (qkv,) = _check.float_arrays(("qkv",), (qkv,), 4, "(batch, seqlen, H_q + 2 H_k, head_dim)")
+        (qkv,) = _check.float_arrays(("qkv",), (qkv,), 4, "(batch, seqlen, H_q + 2 H_k, head_dim)", True)
         if num_heads_q is None:
             raise ValueError("num_heads_q is None; it is needed when qkv has 4 dimensions")
         heads = _check.length(num_heads_q, "num_heads_q")
@@ -111,7 +112,7 @@ def apply_rotary_emb_qkv_(
 
 def apply_rotary_emb_kv_(kv: Any, cos: Any, sin: Any, interleaved: bool = False, seqlen_offsets: Union[int, Any] = 0) -> Any:
     """apply_rotary_emb() of k of a packed (batch, seqlen, 2, heads, head_dim), in place; returns it."""
-    (kv,) = _check.float_arrays(("kv",), (kv,), 5, "(batch, seqlen, 2, heads, head_dim)")
+    (kv,) = _check.float_arrays(("kv",), (kv,), 5, "(batch, seqlen, 2, heads, head_dim)", True)
     if kv.shape[2] != 2:
         raise ValueError(f"kv has {kv.shape[2]} in dimension 2; it must be 2")
     apply_rotary_emb(kv[:, :, 0], cos, sin, interleaved, True, seqlen_offsets)

@@ -6,7 +6,9 @@
 
 #include "core/context.h"
 #include "tessera/attention.h"
+#include "tessera/merge.h"
 #include "tessera/paged.h"
+#include "tessera/rope.h"
 
 namespace tessera::attention {
 
@@ -18,6 +20,10 @@ class DeviceKernels {
   virtual Status backward(const AttentionProblem& problem, const BackwardTensors& tensors) = 0;
   virtual Status attend_cache(const AttentionProblem& problem, const CacheView& cache,
                               const CacheAppend& append, const CacheTensors& tensors) = 0;
+  virtual Status rope(const RopeProblem& problem, const Strided<const void*>& x, const Strided<void*>& out,
+                      bool backward) = 0;
+  virtual Status merge_states(const MergeProblem& problem, std::span<const AttentionPart> parts,
+                              const Strided<void*>& o, const Strided<float*>& lse) = 0;
   virtual std::string explain(const AttentionProblem& problem, Pass pass) const = 0;
 };
 

@@ -7,6 +7,7 @@
 #include "attention/cpu/row_kernels.h"
 #include "attention/device_kernels.h"
 #include "attention/execution.h"
+#include "attention/merge.h"
 #include "core/boundary.h"
 #include "core/context.h"
 #include "core/format.h"
@@ -70,16 +71,8 @@ double weigh(std::span<const AttentionPart> parts, int64_t batch, int64_t row, i
 
 Status merge(Context& context, const MergeProblem& p, std::span<const AttentionPart> parts,
              const Strided<void*>& o, const Strided<float*>& lse) {
-  TESSERA_RETURN_IF_ERROR(validate(p));
+  TESSERA_RETURN_IF_ERROR(check_merge(p, parts, o));
   const int64_t rows = p.batch * p.seqlen;
-  if (rows == 0) return {};
-  if (o.data == nullptr) {
-    return invalid_argument(format("merge_states: o is null but has {} rows", rows), "o");
-  }
-  for (size_t i = 0; i < parts.size(); ++i) {
-    TESSERA_RETURN_IF_ERROR(refuse_null(parts[i].o.data, "o", i, rows));
-    TESSERA_RETURN_IF_ERROR(refuse_null(parts[i].lse.data, "lse", i, rows));
-  }
   const RowKernels& kernels = row_kernels();
   const int64_t width = int64_t{p.heads} * p.head_dim;
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / width);
@@ -112,10 +105,26 @@ Status merge(Context& context, const MergeProblem& p, std::span<const AttentionP
 
 }  // namespace
 
+Status check_merge(const MergeProblem& p, std::span<const AttentionPart> parts, const Strided<void*>& o) {
+  TESSERA_RETURN_IF_ERROR(validate(p));
+  const int64_t rows = p.batch * p.seqlen;
+  if (rows == 0) return {};
+  if (o.data == nullptr) {
+    return invalid_argument(format("merge_states: o is null but has {} rows", rows), "o");
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    TESSERA_RETURN_IF_ERROR(refuse_null(parts[i].o.data, "o", i, rows));
+    TESSERA_RETURN_IF_ERROR(refuse_null(parts[i].lse.data, "lse", i, rows));
+  }
+  return {};
+}
+
 Status merge_states(Context& context, const MergeProblem& problem, std::span<const AttentionPart> parts,
                     const Strided<void*>& o, const Strided<float*>& lse) {
-  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "merge_states"));
-  return at_boundary([&] { return merge(context, problem, parts, o, lse); });
+  return at_boundary([&] {
+    return context.attention != nullptr ? context.attention->merge_states(problem, parts, o, lse)
+                                        : merge(context, problem, parts, o, lse);
+  });
 }
 
 Status merge_states(Context& context, const MergeProblem& problem, const AttentionPart& a,

@@ -9,6 +9,9 @@ namespace tessera::attention {
 // What a Rotary must be for heads of head_dim elements; `field` prefixes the names in the message.
 Status validate_rotary(const Rotary& rotary, int head_dim);
 
+// What rope_forward asks of a problem, without looking into its arrays.
+Status check_rope(const RopeProblem& problem);
+
 // Widens the table's rows as asked for and turns heads by them. One of these per thread. REQUIRES:
 // validate_rotary().ok(), head_dim <= kMostRopeDim.
 inline constexpr int kMostRopeDim = 1024;

@@ -49,7 +49,9 @@ class Rows {
   const RopeProblem& p_;
 };
 
-Status validate(const RopeProblem& p) {
+}  // namespace
+
+Status check_rope(const RopeProblem& p) {
   constexpr int64_t kMost = int64_t{1} << 30;
   if (p.struct_size != sizeof(RopeProblem))
     return refuse("struct_size", p.struct_size, "sizeof(RopeProblem) of this build");
@@ -59,7 +61,15 @@ Status validate(const RopeProblem& p) {
   if (!is_float(p.dtype))
     return unsupported(format("rope: dtype={} is not supported; use f32, f16 or bf16", name(p.dtype)),
                        "dtype");
-  TESSERA_RETURN_IF_ERROR(validate_rotary(p.rotary, p.head_dim));
+  if (p.total < 0 || p.total > INT32_MAX) return refuse("total", p.total, "from 0 to 2^31 - 1");
+  if (p.total != 0 && p.cu_seqlens == nullptr) return refuse("total", p.total, "0 without cu_seqlens");
+  return validate_rotary(p.rotary, p.head_dim);
+}
+
+namespace {
+
+Status validate(const RopeProblem& p) {
+  TESSERA_RETURN_IF_ERROR(check_rope(p));
   if (p.cu_seqlens != nullptr) {
     if (p.cu_seqlens[0] != 0) return refuse("cu_seqlens[0]", p.cu_seqlens[0], "0");
     for (int64_t b = 0; b < p.batch; ++b) {
@@ -69,6 +79,8 @@ Status validate(const RopeProblem& p) {
             "cu_seqlens");
       }
     }
+    if (p.total != 0 && p.total != p.cu_seqlens[p.batch])
+      return refuse("total", p.total, "0 or the last entry of cu_seqlens");
   }
   Status status;
   const Rows rows(p);
@@ -124,14 +136,18 @@ Status rotate(Context& context, const RopeProblem& p, const Strided<const void*>
 
 Status rope_forward(Context& context, const RopeProblem& problem, const Strided<const void*>& x,
                     const Strided<void*>& out) {
-  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "rope_forward"));
-  return at_boundary([&] { return rotate(context, problem, x, out, false); });
+  return at_boundary([&] {
+    return context.attention != nullptr ? context.attention->rope(problem, x, out, false)
+                                        : rotate(context, problem, x, out, false);
+  });
 }
 
 Status rope_backward(Context& context, const RopeProblem& problem, const Strided<const void*>& dout,
                      const Strided<void*>& dx) {
-  TESSERA_RETURN_IF_ERROR(only_on_cpu(context, "rope_backward"));
-  return at_boundary([&] { return rotate(context, problem, dout, dx, true); });
+  return at_boundary([&] {
+    return context.attention != nullptr ? context.attention->rope(problem, dout, dx, true)
+                                        : rotate(context, problem, dout, dx, true);
+  });
 }
 
 }  // namespace tessera::attention

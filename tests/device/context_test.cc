@@ -26,6 +26,14 @@ class NotingKernels : public attention::DeviceKernels {
                       const attention::CacheAppend&, const attention::CacheTensors&) override {
     return note("attend_cache", problem);
   }
+  Status rope(const attention::RopeProblem&, const attention::Strided<const void*>&,
+              const attention::Strided<void*>&, bool backward) override {
+    return note(backward ? "rope_backward" : "rope_forward", {});
+  }
+  Status merge_states(const attention::MergeProblem&, std::span<const attention::AttentionPart>,
+                      const attention::Strided<void*>&, const attention::Strided<float*>&) override {
+    return note("merge_states", {});
+  }
   std::string explain(const AttentionProblem&, attention::Pass) const override { return "noted"; }
   std::string last;
 
@@ -53,6 +61,12 @@ TEST_F(DeviceContext, HandsAttentionToTheDevicesKernels) {
   EXPECT_EQ(kernels_.last, "backward7");
   EXPECT_TRUE(attention::attend_cache(context_, problem, {}, {}, {}).ok());
   EXPECT_EQ(kernels_.last, "attend_cache7");
+  EXPECT_TRUE(attention::rope_forward(context_, {}, {}, {}).ok());
+  EXPECT_EQ(kernels_.last, "rope_forward0");
+  EXPECT_TRUE(attention::rope_backward(context_, {}, {}, {}).ok());
+  EXPECT_EQ(kernels_.last, "rope_backward0");
+  EXPECT_TRUE(attention::merge_states(context_, {}, {}, {}, {}).ok());
+  EXPECT_EQ(kernels_.last, "merge_states0");
   EXPECT_EQ(attention::explain(context_, problem, attention::Pass::forward), "noted");
 }
 
@@ -65,15 +79,10 @@ TEST_F(DeviceContext, RefusesASlowScheduleThatItDoesNotHave) {
 }
 
 TEST_F(DeviceContext, FunctionsWithoutItsKernelsNeverTouchItsMemory) {
-  attention::RopeProblem rope;
-  rope.seqlen = 1;
   const auto refused = [](const Status& status, const char* function) {
     EXPECT_EQ(status.code(), StatusCode::unsupported);
     EXPECT_NE(status.message().find(function), std::string::npos) << status.message();
   };
-  refused(attention::rope_forward(context_, rope, {}, {}), "rope_forward");
-  refused(attention::rope_backward(context_, rope, {}, {}), "rope_backward");
-  refused(attention::merge_states(context_, {}, {}, {}, {}), "merge_states");
   attention::KvCacheOptions options;
   options.kv_heads = options.num_blocks = 1;
   options.head_dim = 8;

@@ -203,11 +203,36 @@ def test_misaligned_memory_is_refused_before_anything_runs():
     torch.cuda.synchronize()
 
 
-def test_functions_without_cuda_kernels_say_so():
-    (x,) = make((1, 4, 2, 64))
-    cos = torch.ones(4, 32, device="cuda")
-    with pytest.raises(ValueError, match="x is on the device cuda:0; only cpu is supported here"):
-        tessera.apply_rotary_emb(x, cos, cos)
+def test_rotary_is_the_cpus_and_has_a_gradient():
+    (x,) = make((2, 9, 3, 64), grad=True)
+    angles = torch.arange(20)[:, None] * 0.1 ** torch.linspace(0, 2, 32)[None]
+    cos, sin = angles.cos().cuda(), angles.sin().cuda()
+    offsets = torch.tensor([0, 11], device="cuda")
+    out = tessera.apply_rotary_emb(x, cos, sin, seqlen_offsets=offsets)
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    y = x.detach().cpu().requires_grad_()
+    want = tessera.apply_rotary_emb(y, cos.cpu(), sin.cpu(), seqlen_offsets=offsets.cpu())
+    assert torch.equal(out.cpu(), want)
+    assert torch.equal(grad.cpu(), torch.autograd.grad(want, y, torch.ones_like(want))[0])
+    with pytest.raises(ValueError, match="cos is on cpu and x on cuda:0"):
+        tessera.apply_rotary_emb(x, cos.cpu(), sin.cpu())
+
+
+def test_parts_are_joined():
+    q, k, v = make((2, 40, 4, 64), (2, 100, 4, 64), (2, 100, 4, 64))
+    whole, lse = tessera.attention_forward(q, k, v)
+    parts = [tessera.attention_forward(q, k[:, s], v[:, s]) for s in (slice(0, 30), slice(30, 100))]
+    out, joined = tessera.merge_state(*parts[0], *parts[1])
+    assert worst(out, whole) <= 2e-2 and worst(joined, lse) <= 1e-4
+
+
+def test_the_cpus_prefix_tree_refuses_cuda_tensors():
+    tree = tessera.PrefixTree(num_blocks=4, kv_heads=2, head_dim=64)
+    sequence = tree.sequence([1, 2, 3])
+    step = tree.step([sequence], [[1, 2, 3]])
+    (q,) = make((3, 2, 64))
+    with pytest.raises(ValueError, match="q is on the device cuda:0; only cpu is supported here"):
+        tessera.tree_attention(q, step, k=q, v=q)
 
 
 def test_after_out_of_memory_the_process_goes_on():

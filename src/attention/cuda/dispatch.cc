@@ -2,10 +2,12 @@
 
 #include <span>
 
+#include "attention/cuda/rows/rows.h"
 #include "attention/cuda/sm80/backward/backward.h"
 #include "attention/cuda/sm80/prefill/forward.h"
 #include "attention/cuda/sm90/decode/decode.h"
 #include "attention/cuda/sm90/prefill/launch.h"
+#include "attention/merge.h"
 #include "attention/rope.h"
 #include "attention/sequences.h"
 #include "core/format.h"
@@ -324,6 +326,55 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
     if (status.code() != StatusCode::unsupported || packed) return status;
   }
   return sm90::decode(launch_, problem, cache, append, t);
+}
+
+Status CudaKernels::rope(const RopeProblem& p, const Strided<const void*>& x, const Strided<void*>& out,
+                         bool backward) {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  TESSERA_RETURN_IF_ERROR(check_rope(p));
+  const bool packed = p.cu_seqlens != nullptr;
+  const int64_t batches = packed ? 1 : p.batch, rows = packed ? p.total : p.seqlen;
+  if (batches * rows == 0) return {};
+  if (batches * rows > INT32_MAX)
+    return invalid_argument(format("rope: {} rows must be below 2^31", batches * rows), "seqlen");
+  if (p.rotary.positions < 1) return invalid_argument("rope: positions=0 must be at least 1", "positions");
+  TESSERA_RETURN_IF_ERROR(check_tensor("x", x, batches, rows, p.heads, p.head_dim, p.dtype));
+  TESSERA_RETURN_IF_ERROR(check_tensor("out", out, batches, rows, p.heads, p.head_dim, p.dtype));
+  const std::initializer_list<Place> words = {
+      {"cu_seqlens", p.cu_seqlens}, {"offsets", p.offsets}, {"positions", p.positions}};
+  TESSERA_RETURN_IF_ERROR(check_words(words));
+  TESSERA_RETURN_IF_ERROR(check_places(launch_, words));
+  TESSERA_RETURN_IF_ERROR(check_places(
+      launch_, {{"x", x.data}, {"out", out.data}, {"cos", p.rotary.cos}, {"sin", p.rotary.sin}}));
+  return rotate(launch_, p, batches * rows, x, out, backward);
+}
+
+Status CudaKernels::merge_states(const MergeProblem& p, std::span<const AttentionPart> parts,
+                                 const Strided<void*>& o, const Strided<float*>& lse) {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  TESSERA_RETURN_IF_ERROR(check_merge(p, parts, o));
+  if (parts.size() > kMostParts) {
+    return unsupported(format("merge_states: {} parts on CUDA must be at most {}; merge in several calls",
+                              parts.size(), kMostParts),
+                       "parts");
+  }
+  const int64_t rows = p.batch * p.seqlen;
+  if (rows == 0) return {};
+  if (rows * p.heads > INT32_MAX) {
+    return invalid_argument(
+        format("merge_states: batch x seqlen x heads = {} must be below 2^31", rows * p.heads), "seqlen");
+  }
+  for (const AttentionPart& part : parts) {
+    TESSERA_RETURN_IF_ERROR(check_tensor("o", part.o, p.batch, p.seqlen, p.heads, p.head_dim, p.dtype));
+    TESSERA_RETURN_IF_ERROR(check_words({{"lse", part.lse.data}}));
+    TESSERA_RETURN_IF_ERROR(check_places(launch_, {{"o", part.o.data}, {"lse", part.lse.data}}));
+  }
+  TESSERA_RETURN_IF_ERROR(check_tensor("o", o, p.batch, p.seqlen, p.heads, p.head_dim, p.out_dtype));
+  TESSERA_RETURN_IF_ERROR(check_words({{"lse", lse.data}}));
+  TESSERA_RETURN_IF_ERROR(check_places(launch_, {{"o", o.data}, {"lse", lse.data}}));
+  return merge(launch_, p, parts, o, lse);
 }
 
 std::string explain_on(const DeviceProperties& device, const AttentionProblem& problem, Pass pass) {

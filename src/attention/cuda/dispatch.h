@@ -17,6 +17,10 @@ class CudaKernels : public DeviceKernels {
   Status backward(const AttentionProblem& problem, const BackwardTensors& tensors) override;
   Status attend_cache(const AttentionProblem& problem, const CacheView& cache, const CacheAppend& append,
                       const CacheTensors& tensors) override;
+  Status rope(const RopeProblem& problem, const Strided<const void*>& x, const Strided<void*>& out,
+              bool backward) override;
+  Status merge_states(const MergeProblem& problem, std::span<const AttentionPart> parts,
+                      const Strided<void*>& o, const Strided<float*>& lse) override;
   std::string explain(const AttentionProblem& problem, Pass pass) const override;
 
  private:
