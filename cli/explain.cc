@@ -6,6 +6,8 @@
 #include <memory>
 
 #include "args.h"
+#include "core/context.h"
+#include "tessera/cuda.h"
 
 namespace tessera::cli {
 namespace {
@@ -50,6 +52,7 @@ struct KernelFlags {
   attention::AttentionProblem problem;
   bool causal = false, alibi = false;
   float dropout = 0;
+  std::string device = "cpu";
 };
 
 void add_kernel(CLI::App& parent, int* code) {
@@ -74,6 +77,9 @@ void add_kernel(CLI::App& parent, int* code) {
   app.add_option("--softcap", p.softcap)->capture_default_str();
   app.add_option("--dropout", p.dropout.p)->capture_default_str();
   app.add_flag("--alibi", kernel.options->alibi);
+  app.add_option("--device", kernel.options->device, "cpu, or cuda: the first GPU")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   kernel.run(code, [](KernelFlags& flags) -> Result<Explanation> {
     attention::AttentionProblem problem = flags.problem;
     if (problem.v_head_dim == 0) problem.v_head_dim = problem.head_dim;
@@ -82,7 +88,9 @@ void add_kernel(CLI::App& parent, int* code) {
     TESSERA_RETURN_IF_ERROR(attention::validate(problem));
     const std::vector<float> slopes(static_cast<size_t>(problem.heads), 0.5f);
     if (flags.alibi) problem.alibi_slopes = slopes.data();
-    return explain_kernel(problem);
+    if (flags.device == "cpu") return explain_kernel(problem);
+    TESSERA_ASSIGN_OR_RETURN(const CudaContext context, CudaContext::create());
+    return explain_kernel(problem, &static_cast<Context&>(context));
   });
 }
 

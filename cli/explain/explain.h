@@ -58,6 +58,7 @@ struct RopeDrawing {
 Result<Explanation> explain_rope(const RopeDrawing& options);
 
 // The kernels that forward and backward take for the problem, and why not the others.
-Explanation explain_kernel(const attention::AttentionProblem& problem);
+// On this machine, or on a context's device.
+Explanation explain_kernel(const attention::AttentionProblem& problem, Context* context = nullptr);
 
 }  // namespace tessera::cli

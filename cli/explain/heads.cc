@@ -103,11 +103,12 @@ Result<Explanation> explain_alibi(const AlibiDrawing& o) {
   return out;
 }
 
-Explanation explain_kernel(const attention::AttentionProblem& problem) {
+Explanation explain_kernel(const attention::AttentionProblem& problem, Context* context) {
   Explanation out;
   for (const auto& [pass, title] :
        {std::pair{attention::Pass::forward, "forward"}, {attention::Pass::backward, "backward"}}) {
-    const std::string lines = attention::explain(problem, pass);
+    const std::string lines =
+        context != nullptr ? attention::explain(*context, problem, pass) : attention::explain(problem, pass);
     out.text += format("{}:\n{}", title, lines);
     boost::json::array candidates;
     boost::json::array notes;
