@@ -45,7 +45,12 @@ class DeviceTensor {
         for (int64_t h = 0; h < heads_; ++h)
           for (int64_t d = 0; d < dim_; ++d) set(b, r, h, d, normal(random));
   }
-  void upload() { cudaMemcpy(device_.data(), host_.data(), host_.size() * 2, cudaMemcpyHostToDevice); }
+  // Waits: a copy from pageable memory returns before it has arrived, and the kernels' stream would not wait
+  // for it.
+  void upload() {
+    cudaMemcpy(device_.data(), host_.data(), host_.size() * 2, cudaMemcpyHostToDevice);
+    cudaDeviceSynchronize();
+  }
   void download() { cudaMemcpy(host_.data(), device_.data(), host_.size() * 2, cudaMemcpyDeviceToHost); }
   const std::vector<uint16_t>& bits() const { return host_; }
   // Every element outside [b, r, h, d < dim] still holds the guard.

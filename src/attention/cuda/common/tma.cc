@@ -32,12 +32,12 @@ Result<Encode> encoder() {
 
 Status check_alignment(const char* what, const Strided<const void*>& tensor) {
   if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0) {
-    return invalid_argument(format("{}'s address {} must be a multiple of 16 bytes", what, tensor.data),
+    return unsupported(format("{}'s address {} must be a multiple of 16 bytes", what, tensor.data),
                             what);
   }
   for (const int64_t stride : {tensor.row_stride, tensor.head_stride, tensor.batch_stride}) {
     if (stride < 0 || stride % 8 != 0 || stride >= int64_t{1} << 39) {
-      return invalid_argument(
+      return unsupported(
           format("{}'s stride {} must be a multiple of 8 elements from 0 to 2^39 - 1", what, stride), what);
     }
   }

@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "attention/cuda/sm90/prefill/schedule.h"
 #include "core/cuda/device.h"
 
@@ -16,10 +18,11 @@ struct PrefillConfig {
   static constexpr int D = kHeadDim, kGroups = kWarpgroups, BN = kKeys, kStages = kStageCount;
   static constexpr Sight kSight = kRowsSee;
   static constexpr Form kForm = kLayout;
+  using Params = std::conditional_t<kForm == Form::general, GeneralParams, PrefillParams>;
   // V rows that no query sees lie in a tile with others: they are zeroed there, since 0 times NaN is NaN.
-  static constexpr bool kCleanValues = kForm == Form::ragged || kSight == Sight::window;
+  static constexpr bool kCleanValues = kForm != Form::dense || kSight == Sight::window;
   // Tiles of unequal work are fetched, longest first; equal ones are dealt.
-  static constexpr bool kDynamic = kSight != Sight::full || kForm == Form::ragged;
+  static constexpr bool kDynamic = kSight != Sight::full || kForm != Form::dense;
   // In registers Q's buffer is free again at the start of a tile; where registers are short it stays in
   // shared memory, and two buffers let the next tile's come meanwhile.
   static constexpr bool kQInRegisters = kQRegisters;
@@ -53,8 +56,15 @@ using D128TwoBy128 = PrefillConfig<T, 128, 2, 128, 2, true, kSight, kForm>;
 template <typename T, Sight kSight, Form kForm>
 using D256TwoBy80 = PrefillConfig<T, 256, 2, 80, 2, false, kSight, kForm>;
 
+// Scores that are more than products need registers for their own: narrower blocks of keys, Q in shared
+// memory.
+template <typename T, Sight kSight, Form kForm>
+using D64General = PrefillConfig<T, 64, 2, 64, 4, false, kSight, kForm>;
+template <typename T, Sight kSight, Form kForm>
+using D128General = PrefillConfig<T, 128, 2, 64, 3, false, kSight, kForm>;
+
 // Launches on `blocks` multiprocessors. Defined in launch_kernel.cuh, instantiated in prefill_*.cu.
 template <typename C>
-Status launch_prefill(const tessera::cuda::Stream& stream, int blocks, const PrefillParams& params);
+Status launch_prefill(const tessera::cuda::Stream& stream, int blocks, const typename C::Params& params);
 
 }  // namespace tessera::attention::cuda::sm90

@@ -30,8 +30,11 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "attention/cuda/common/mask.cuh"
+#include "attention/cuda/common/philox.cuh"
 #include "attention/cuda/common/pipe.cuh"
 #include "attention/cuda/common/ptx.cuh"
+#include "attention/cuda/common/softmax.cuh"
 #include "attention/cuda/common/tile.cuh"
 #include "attention/cuda/common/wgmma.cuh"
 #include "attention/cuda/sm90/prefill/config.h"
@@ -50,15 +53,6 @@ __device__ constexpr float largest_sum<__half>() {
   return 32768.0f;
 }
 
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 // Row state of one thread: rows lane / 4 and lane / 4 + 8 of its warp's 16.
 struct RowPair {
   float m[2];  // maximum so far times scale_log2; -inf before the first key
@@ -69,7 +63,9 @@ template <typename C>
 struct Prefill {
   using T = typename C::T;
   static constexpr int D = C::D, BN = C::BN, kGroups = C::kGroups, kPanels = C::kPanels;
-  static constexpr bool kRagged = C::kForm == Form::ragged;
+  static constexpr bool kRagged = C::kForm != Form::dense, kGeneral = C::kForm == Form::general;
+  using Params = typename C::Params;
+  using Rows = sm90::Sequence;
 
   using QFragments = uint32_t[C::kQInRegisters ? D / 16 : 1][4];
   // Columns [16 * step, + 16) of the warp's 16 rows of Q.
@@ -79,8 +75,8 @@ struct Prefill {
   }
 
   // Hides what the rows do not see in block `block`; the warpgroup's first row is `first`.
-  static __device__ __forceinline__ void mask(const PrefillParams& p, const Sequence& sequence,
-                                              float (&s)[BN / 2], int block, int first) {
+  static __device__ __forceinline__ void mask(const Params& p, const Rows& sequence, float (&s)[BN / 2],
+                                              int block, int first) {
     const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
     const int shift = block * BN + 2 * (lane & 3);
 #pragma unroll
@@ -107,49 +103,112 @@ struct Prefill {
 
   // Zeroes the rows of a V tile that no query of the sequence sees, by every warpgroup that is about to read
   // it (all write the same). True where it had to.
-  static __device__ __forceinline__ bool unseen_values(const PrefillParams& p, const Sequence& sequence,
-                                                       int block) {
+  static __device__ __forceinline__ bool unseen_values(const Params& p, const Rows& sequence, int block) {
     if constexpr (!C::kCleanValues) return false;
+    if constexpr (kGeneral) {
+      if (p.seen != nullptr) return true;
+    }
     return (block + 1) * BN > sequence.keys || block * BN < first_seen(p, sequence);
   }
-  static __device__ __forceinline__ int first_seen(const PrefillParams& p, const Sequence& sequence) {
+  static __device__ __forceinline__ int first_seen(const Params& p, const Rows& sequence) {
     if constexpr (C::kSight != Sight::window) return sequence.leftpad;
     return at_least(sequence.leftpad, sequence.first_position() - p.window_left);
   }
-  static __device__ __forceinline__ void clean_values(const PrefillParams& p, const Sequence& sequence,
-                                                      int block, uint32_t v_tile, int group) {
+  static __device__ __forceinline__ void clean_values(const Params& p, const Rows& sequence, int block,
+                                                      uint32_t v_tile, int group, int64_t head) {
     const int low = first_seen(p, sequence) - block * BN, high = sequence.keys - block * BN;
 #pragma unroll 1
     for (int at = static_cast<int>(threadIdx.x & 127); at < BN * kPanels * 8; at += 128) {
       const int row = at / 8 % BN;
-      if (row >= low && row < high) continue;
+      bool keep = row >= low && row < high;
+      if constexpr (kGeneral) {
+        if (p.seen != nullptr) keep = keep && p.seen[head * p.seqlen_k + block * BN + row] != 0;
+      }
+      if (keep) continue;
       asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(v_tile + at * 16), "r"(0) : "memory");
     }
     fence_async_shared();
     named_barrier_sync(1 + group, 128);
   }
 
-  // s = exponentials of the rows' own maximum; the state begins.
-  static __device__ __forceinline__ void first_softmax(float (&s)[BN / 2], RowPair& state, float scale) {
+  static __device__ __forceinline__ int64_t kv_index(const Params& p, const TileIndex& index) {
+    return int64_t{index.batch} * (p.heads.divisor / p.group.divisor) + index.kv_head;
+  }
+
+  // Form::general: scores in units of log2 by every feature, -inf where the row does not see the key.
+  static __device__ __forceinline__ void score(const Params& p, float (&s)[BN / 2], const TileIndex& index,
+                                               int block, int first) {
+    if constexpr (kGeneral) {
+      const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
+      score_fragment<false>(p.features, sequence_of(p.features, index.batch), index.batch, index.head,
+                            first + 16 * warp + (lane >> 2), block * BN + 2 * (lane & 3), s, nullptr);
+    }
+  }
+  // Drops what the problem's random bits say, after the sums.
+  static __device__ __forceinline__ void drop(const Params& p, float (&s)[BN / 2], const TileIndex& index,
+                                              int block, int first) {
+    if constexpr (kGeneral) {
+      if (!p.features.dropout) return;
+      const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
+#pragma unroll
+      for (int pair = 0; pair < BN / 32; ++pair) {
+        const uint32_t kept = dropout_bits32(p.features.key, index.batch, index.head,
+                                             first + 16 * warp + (lane >> 2), block * (BN / 32) + pair);
+#pragma unroll
+        for (int e = 0; e < 16; ++e) s[16 * pair + e] = (kept >> e & 1) != 0 ? s[16 * pair + e] : 0.0f;
+      }
+    }
+  }
+  // The ordinary online softmax of scores in units of log2.
+  static __device__ __forceinline__ void online_softmax(float (&s)[BN / 2], RowPair& state,
+                                                        float (&factor)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float most = s[2 * row];
 #pragma unroll
       for (int i = 0; i < BN / 8; ++i) most = fmaxf(most, fmaxf(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
-      most = quad_max(most) * scale;
+      most = fmaxf(state.m[row], quad_max(most));
+      const float base = subtractable(most);
+      factor[row] = exp2_fast(state.m[row] - base);
       state.m[row] = most;
-      const float shift = most == -INFINITY ? 0.0f : -most;
       float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < BN / 8; ++i) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float& x = s[4 * i + 2 * row + c];
-          x = exp2_fast(__fmaf_rn(x, scale, shift));
+          x = exp2_fast(x - base);
           sum += x;
         }
       }
-      state.l[row] = sum;
+      state.l[row] = __fmaf_rn(state.l[row], factor[row], sum);
+    }
+  }
+
+  // s = exponentials of the rows' own maximum; the state begins.
+  static __device__ __forceinline__ void first_softmax(float (&s)[BN / 2], RowPair& state, float scale) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float most = s[2 * row], next = s[2 * row + 1];
+#pragma unroll
+      for (int i = 1; i < BN / 8; ++i) {
+        most = fmaxf(most, s[4 * i + 2 * row]);
+        next = fmaxf(next, s[4 * i + 2 * row + 1]);
+      }
+      most = quad_max(fmaxf(most, next)) * scale;
+      state.m[row] = most;
+      const float shift = most == -INFINITY ? 0.0f : -most;
+      float sum = 0.0f, other = 0.0f;
+#pragma unroll
+      for (int i = 0; i < BN / 8; ++i) {
+        float& x = s[4 * i + 2 * row];
+        float& y = s[4 * i + 2 * row + 1];
+        x = exp2_fast(__fmaf_rn(x, scale, shift));
+        y = exp2_fast(__fmaf_rn(y, scale, shift));
+        sum += x;
+        other += y;
+      }
+      state.l[row] = sum + other;
     }
   }
 
@@ -180,8 +239,8 @@ struct Prefill {
   static __device__ __forceinline__ void repeat_block(float (&s)[BN / 2], const QFragments& q,
                                                       uint32_t q_tile, uint32_t k_tile, RowPair& state,
                                                       float scale, float (&sums)[2], float (&factor)[2],
-                                                      bool masked, const PrefillParams& p,
-                                                      const Sequence& sequence, int block, int first) {
+                                                      bool masked, const Params& p, const Rows& sequence,
+                                                      int block, int first) {
     const int lane = static_cast<int>(threadIdx.x & 31);
     bool outgrown[2];
 #pragma unroll
@@ -293,7 +352,7 @@ struct Prefill {
   // The tile after `tile`, or p.tiles. The counter's last fetch of a launch sets it back to 0: of `tiles`
   // fetches in all, because every block's first tile is its own number and each block fetches until it gets
   // one past the end.
-  static __device__ __forceinline__ int fetch(const PrefillParams& p) {
+  static __device__ __forceinline__ int fetch(const Params& p) {
     const int fetched = atomicAdd(p.next_tile, 1);
     if (fetched == p.tiles - 1) *p.next_tile = 0;
     return at_most(fetched + static_cast<int>(gridDim.x), p.tiles);
@@ -301,7 +360,7 @@ struct Prefill {
 
   // Keys [block * BN, + BN) of the sequence to a tile. Pages past the last key are not looked up: their rows
   // stay as they are, and are masked.
-  static __device__ __forceinline__ void load_keys(const PrefillParams& p, const Sequence& sequence,
+  static __device__ __forceinline__ void load_keys(const Params& p, const Rows& sequence,
                                                    const CUtensorMap* map, uint32_t tile, uint32_t full,
                                                    int block, int kv_head, int batch) {
     if constexpr (kRagged) {
@@ -334,13 +393,13 @@ struct Prefill {
   }
 
   // Warp 0: tiles, Q and K. Warp 1: V. One thread each.
-  static __device__ __forceinline__ void produce(const PrefillParams& p, const Shared& shared, bool values) {
+  static __device__ __forceinline__ void produce(const Params& p, const Shared& shared, bool values) {
     RingPosition<C::kStages> at;
     RingPosition<2> tiles;
     RingPosition<C::kQBuffers> q_at;
     for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
       const TileIndex index = tile_index<C::kDynamic>(p, tile);
-      const Sequence rows = sequence<C::kForm>(p, index.batch);
+      const Rows rows = sequence<C::kForm>(p, index.batch);
       const int first = index.m * C::kRows;
       if (!kRagged || first < rows.rows) {
         const KeyBlocks blocks =
@@ -388,16 +447,16 @@ struct Prefill {
     }
   }
 
-  static __device__ __forceinline__ void consume(const PrefillParams& p, const Shared& shared, int group) {
+  static __device__ __forceinline__ void consume(const Params& p, const Shared& shared, int group) {
     const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31;
     RingPosition<C::kStages> k_at, v_at;
     RingPosition<2> tiles;
     RingPosition<C::kQBuffers> q_at;
-    const float scale = p.scale_log2;
+    const float scale = kGeneral ? 1.0f : p.scale_log2;  // what scores are to be multiplied by
     for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
       const TileIndex index = tile_index<C::kDynamic>(p, tile);
       const int first = index.m * C::kRows;
-      const Sequence rows = sequence<C::kForm>(p, index.batch);
+      const Rows rows = sequence<C::kForm>(p, index.batch);
       if (kRagged && first >= rows.rows) {
         tile = next_tile(shared, tiles, tile, lane);
         continue;
@@ -434,8 +493,13 @@ struct Prefill {
       pin(s);
       if (lane == 0) shared.k_ring().release(k_at.stage);
       k_at.next();
-      if (high - 1 >= mine.clear_high || high - 1 < mine.clear_low) mask(p, rows, s, high - 1, my_first);
+      if constexpr (kGeneral) {
+        score(p, s, index, high - 1, my_first);
+      } else if (high - 1 >= mine.clear_high || high - 1 < mine.clear_low) {
+        mask(p, rows, s, high - 1, my_first);
+      }
       first_softmax(s, state, scale);
+      drop(p, s, index, high - 1, my_first);
       pack(probabilities, s);
 
       uint32_t accumulate = 0;
@@ -443,7 +507,7 @@ struct Prefill {
       for (int block = high - 2; block >= low; --block) {
         if (unseen_values(p, rows, block + 1)) {
           shared.v_ring().wait(v_at.stage, v_at.phase);
-          clean_values(p, rows, block + 1, shared.v(v_at.stage), group);
+          clean_values(p, rows, block + 1, shared.v(v_at.stage), group, kv_index(p, index));
         }
         shared.k_ring().wait(k_at.stage, k_at.phase);
         wgmma_fence();
@@ -455,17 +519,26 @@ struct Prefill {
         accumulate = 1;
         wgmma_wait<1>();
         pin(s);
-        const bool masked = block >= mine.clear_high || block < mine.clear_low;
-        if (masked) mask(p, rows, s, block, my_first);
-        float sums[2], factor[2] = {1.0f, 1.0f};
-        const bool fits = speculative_softmax(s, state, scale, sums);
-        const bool again = !__all_sync(0xffffffffu, fits);
-        if (again) {
-          repeat_block(s, q, q_tile, shared.k(k_at.stage), state, scale, sums, factor, masked, p, rows, block,
-                       my_first);
+        float factor[2] = {1.0f, 1.0f};
+        bool again;
+        if constexpr (kGeneral) {
+          score(p, s, index, block, my_first);
+          online_softmax(s, state, factor);
+          drop(p, s, index, block, my_first);
+          again = __any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f);
+        } else {
+          const bool masked = block >= mine.clear_high || block < mine.clear_low;
+          if (masked) mask(p, rows, s, block, my_first);
+          float sums[2];
+          const bool fits = speculative_softmax(s, state, scale, sums);
+          again = !__all_sync(0xffffffffu, fits);
+          if (again) {
+            repeat_block(s, q, q_tile, shared.k(k_at.stage), state, scale, sums, factor, masked, p, rows,
+                         block, my_first);
+          }
+          state.l[0] += sums[0];
+          state.l[1] += sums[1];
         }
-        state.l[0] += sums[0];
-        state.l[1] += sums[1];
         __syncwarp();
         if (lane == 0) shared.k_ring().release(k_at.stage);
         k_at.next();
@@ -484,7 +557,8 @@ struct Prefill {
         if (lane == 0) shared.q_ring().release(q_stage);
       }
       shared.v_ring().wait(v_at.stage, v_at.phase);
-      if (unseen_values(p, rows, low)) clean_values(p, rows, low, shared.v(v_at.stage), group);
+      if (unseen_values(p, rows, low))
+        clean_values(p, rows, low, shared.v(v_at.stage), group, kv_index(p, index));
       wgmma_fence();
       values(o, probabilities, shared.v(v_at.stage), accumulate);
       wgmma_commit();
@@ -498,7 +572,7 @@ struct Prefill {
       finish(p, shared, group, tile, o, state);
       tile = next_tile(shared, tiles, tile, lane);
     }
-    if (thread == 0) bulk_wait_read<0>();  // shared memory must outlive the last store's reads
+    if (lane == 0) bulk_wait_read<0>();  // shared memory must outlive the last store's reads
   }
 
   static __device__ __forceinline__ int next_tile(const Shared& shared, RingPosition<2>& tiles, int tile,
@@ -569,28 +643,39 @@ struct Prefill {
     }
   }
 
+  static __device__ __forceinline__ float keep_scale(const Params& p) {
+    if constexpr (kGeneral) return p.features.keep_scale;
+    return 1.0f;
+  }
+
   // o / l through shared memory to the tensor, LSE from the rows' first lanes.
-  static __device__ __forceinline__ void finish(const PrefillParams& p, const Shared& shared, int group,
-                                                int tile, float (&o)[D / 2], RowPair& state) {
-    const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31, warp = thread >> 5;
+  static __device__ __forceinline__ void finish(const Params& p, const Shared& shared, int group, int tile,
+                                                float (&o)[D / 2], RowPair& state) {
+    const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
     const TileIndex index = tile_index<C::kDynamic>(p, tile);
-    const Sequence rows = sequence<C::kForm>(p, index.batch);
+    const Rows rows = sequence<C::kForm>(p, index.batch);
     const int my_first = index.m * C::kRows + 64 * group;
     float inverse[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float sum = quad_sum(state.l[row]);
-      const bool empty = sum == 0.0f;  // nothing seen: o = 0, LSE = -inf
-      inverse[row] = empty ? 0.0f : 1.0f / sum;
+      const bool empty = state.m[row] == -INFINITY;  // nothing seen: o = 0, LSE = -inf
+      inverse[row] = empty ? 0.0f : (kGeneral ? keep_scale(p) : 1.0f) * reciprocal_fast(sum);
       const int at = my_first + 16 * warp + (lane >> 2) + 8 * row;
       if (p.lse != nullptr && (lane & 3) == 0 && at < rows.rows) {
         float* const lse =
             p.lse + rows.q_batch * p.lse_batch_stride + index.head * p.lse_head_stride + rows.q_first;
-        lse[at] = empty ? -INFINITY : (state.m[row] + log2f(sum)) * 0.6931471805599453f;
+        lse[at] = empty ? -INFINITY : (state.m[row] + log2_fast(sum)) * kLn2;
       }
     }
-    if (!C::kOInQ && thread == 0) bulk_wait_read<0>();  // the store of the tile before
-    named_barrier_sync(1 + group, 128);
+    // Each warp's 16 rows go out by themselves: nobody waits for the others.
+    const uint32_t tile_at = shared.o(group) + warp * 16 * 128;
+    if (lane == 0) bulk_wait_read<0>();  // the store of the tile before
+    if constexpr (C::kOInQ) {
+      named_barrier_sync(1 + group, 128);  // the warps' last reads of Q
+    } else {
+      __syncwarp();
+    }
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
       uint32_t r[4];
@@ -598,35 +683,35 @@ struct Prefill {
       for (int i = 0; i < 4; ++i) {
         r[i] = pack2<T>(o[8 * step + 2 * i] * inverse[i & 1], o[8 * step + 2 * i + 1] * inverse[i & 1]);
       }
-      stmatrix_x4(shared.o(group) + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)),
-                  r[0], r[1], r[2], r[3]);
+      stmatrix_x4(tile_at + swizzled_offset<64>(lane & 15, 2 * step + (lane >> 4)), r[0], r[1], r[2], r[3]);
     }
-    const int left = rows.rows - my_first;
-    if (kRagged && left < 64) {
-      // The rows behind are another sequence's.
-      named_barrier_sync(1 + group, 128);
+    if (kRagged && rows.rows - my_first < 64) {
+      // The rows behind are another sequence's. (Asked for the warpgroup: a branch that differs between warps
+      // would serialise the wgmma of the next tile.)
+      __syncwarp();
+      const int left = at_most(rows.rows - my_first - 16 * warp, 16);
       char* const out =
           static_cast<char*>(p.o_data) + 2 * (rows.q_batch * p.o_batch_stride + index.head * p.o_head_stride +
-                                              (rows.q_first + my_first) * p.o_row_stride);
+                                              (rows.q_first + my_first + 16 * warp) * p.o_row_stride);
       const int pieces = p.v_head_dim / 8;
 #pragma unroll 1
-      for (int at = thread; at < left * pieces; at += 128) {
+      for (int at = lane; at < left * pieces; at += 32) {
         const int row = at / pieces, piece = at - row * pieces;
         uint4 value;
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                     : "r"(shared.o(group) + swizzled_offset<64>(row, piece))
+                     : "r"(tile_at + swizzled_offset<64>(row, piece))
                      : "memory");
         *reinterpret_cast<uint4*>(out + 2 * (row * p.o_row_stride + 8 * piece)) = value;
       }
-      if constexpr (C::kOInQ) named_barrier_sync(1 + group, 128);
+      __syncwarp();
     } else {
       fence_async_shared();
-      named_barrier_sync(1 + group, 128);
-      if (thread == 0) {
+      __syncwarp();
+      if (lane == 0) {
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          tma_store_4d(&p.o, shared.o(group) + panel * (64 * 128), 64 * panel, rows.q_first + my_first,
+          tma_store_4d(&p.o, tile_at + panel * (64 * 128), 64 * panel, rows.q_first + my_first + 16 * warp,
                        index.head, rows.q_batch);
         }
         bulk_commit();
@@ -634,13 +719,14 @@ struct Prefill {
       }
     }
     if constexpr (C::kOInQ) {
-      if (thread == 0) shared.q_ring().release(group);
+      if (lane == 0) shared.q_ring().release(group);
     }
   }
 };
 
 template <typename C>
-__global__ __launch_bounds__(C::kThreads, 1) void prefill_kernel(const __grid_constant__ PrefillParams p) {
+__global__ __launch_bounds__(C::kThreads,
+                             1) void prefill_kernel(const __grid_constant__ typename C::Params p) {
   using Kernel = Prefill<C>;
   extern __shared__ uint8_t raw[];
   typename Kernel::Shared shared{(shared_address(raw) + 1023) & ~1023u};
@@ -653,7 +739,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void prefill_kernel(const __grid_co
     prefetch_tensor_map(&p.o);
     shared.k_ring().init(C::kStages, 1, 4 * C::kGroups);
     shared.v_ring().init(C::kStages, 1, C::kGroups);
-    shared.q_ring().init(C::kGroups * C::kQBuffers, 1, C::kOInQ ? 1 : 4);
+    shared.q_ring().init(C::kGroups * C::kQBuffers, 1, 4);
     shared.tile_ring().init(2, 1, 4 * C::kGroups + 1);
     fence_barrier_init();
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "attention/cuda/common/seen_keys.h"
 #include "attention/cuda/common/slots.h"
 #include "attention/cuda/common/tma.h"
 #include "attention/cuda/sm90/prefill/config.h"
@@ -32,7 +33,7 @@ PrefillVariant chosen(const AttentionProblem& p) {
 
 template <typename C>
 Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages) {
-  PrefillParams params;
+  typename C::Params params;
   const bool packed_q = p.cu_seqlens_q != nullptr, packed_k = p.cu_seqlens_k != nullptr;
   const bool paged = pages.table != nullptr;
   const auto map = [&](CUtensorMap* to, const char* what, Strided<const void*> tensor, bool packed,
@@ -55,7 +56,7 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
                               p.v_head_dim, params.box_rows));
   const Strided<const void*> o{t.o.data, t.o.batch_stride, t.o.row_stride, t.o.head_stride};
   TESSERA_RETURN_IF_ERROR(
-      map(&params.o, "o", o, packed_q, p.batch, params.total_q, p.heads, p.v_head_dim, 64));
+      map(&params.o, "o", o, packed_q, p.batch, params.total_q, p.heads, p.v_head_dim, 16));
   params.lse = t.lse;
   params.lse_head_stride = params.total_q;
   params.lse_batch_stride = packed_q ? 0 : int64_t{p.heads} * p.seqlen_q;
@@ -97,6 +98,18 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
                              launch.workspace.get(kCounterSlot, sizeof(int32_t), launch.stream));
     params.next_tile = static_cast<int32_t*>(counter);
   }
+  if constexpr (C::kForm == Form::general) {
+    params.features = make_features(p);
+    params.seen = nullptr;
+    if (params.features.tree_keys > 0) params.window_left = params.window_right = kNoWindow;
+    if (params.features.holes()) {
+      const size_t bytes = static_cast<size_t>(p.batch * p.kv_heads * p.seqlen_k);
+      TESSERA_ASSIGN_OR_RETURN(void* const seen, launch.workspace.get(kSeenKeysSlot, bytes, launch.stream));
+      params.seen = static_cast<const uint8_t*>(seen);
+      TESSERA_RETURN_IF_ERROR(mark_seen_keys(launch, params.features, static_cast<int>(p.batch), p.heads,
+                                             p.kv_heads, static_cast<uint8_t*>(seen)));
+    }
+  }
   return launch_prefill<C>(launch.stream, std::min(params.tiles, launch.device.multiprocessors), params);
 }
 
@@ -114,9 +127,20 @@ Status run_form(Launch& launch, const AttentionProblem& p, const ForwardTensors&
   return run<Config<T, Sight::full, Form::dense>>(launch, p, t, pages);
 }
 
+// More than intervals and products decides.
+bool is_general(const AttentionProblem& p) {
+  return p.softcap != 0.0f || p.alibi_slopes != nullptr || p.mask.tensor.kind != MaskKind::none ||
+         p.mask.ancestors.tree_keys != 0 || p.dropout.p != 0.0f || !(p.scale > 0.0f);
+}
+
 template <typename T>
 Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages,
                    PrefillVariant variant) {
+  if (is_general(p)) {
+    return std::max(p.head_dim, p.v_head_dim) <= 64
+               ? run<D64General<T, Sight::window, Form::general>>(launch, p, t, pages)
+               : run<D128General<T, Sight::window, Form::general>>(launch, p, t, pages);
+  }
   switch (variant) {
     case PrefillVariant::d64_four_by_64:
       return run_form<D64FourBy64, T>(launch, p, t, pages);
@@ -136,13 +160,17 @@ Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTenso
 Status prefill_supports(const AttentionProblem& p, const PageTable& pages) {
   const auto no = [](const char* field, const std::string& message) { return unsupported(message, field); };
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return no("dtype", "sm90 prefill takes bf16 and f16");
-  if (!(p.scale > 0.0f)) return no("scale", format("sm90 prefill takes a scale above 0, not {}", p.scale));
   if (p.seqlen_k == 0) return no("seqlen_k", "sm90 prefill takes at least one key");
-  if (p.mask.tensor.kind != MaskKind::none) return no("mask", "sm90 prefill takes no mask tensor");
-  if (p.mask.ancestors.tree_keys != 0) return no("ancestors", "sm90 prefill takes no ancestor mask");
-  if (p.softcap != 0.0f) return no("softcap", "sm90 prefill takes no softcap");
-  if (p.alibi_slopes != nullptr) return no("alibi_slopes", "sm90 prefill takes no ALiBi");
-  if (p.dropout.p != 0.0f) return no("dropout", "sm90 prefill takes no dropout");
+  if (is_general(p) && std::max(p.head_dim, p.v_head_dim) > 128) {
+    return no(
+        "head_dim",
+        format("sm90 prefill takes head_dim={} without masks, ancestors, softcap, ALiBi, dropout and a scale "
+               "that is not positive; with them up to 128",
+               std::max(p.head_dim, p.v_head_dim)));
+  }
+  if (is_general(p) && pages.table != nullptr) {
+    return no("block_table", "sm90 prefill takes pages without masks, ancestors, softcap, ALiBi and dropout");
+  }
   if (pages.table != nullptr && (pages.page < 16 || pages.page % 16 != 0)) {
     return no("block_size", format("sm90 prefill takes pages of a multiple of 16 keys, not {}", pages.page));
   }

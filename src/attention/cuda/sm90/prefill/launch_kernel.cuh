@@ -10,7 +10,7 @@
 namespace tessera::attention::cuda::sm90 {
 
 template <typename C>
-Status launch_prefill(const tessera::cuda::Stream& stream, int blocks, const PrefillParams& params) {
+Status launch_prefill(const tessera::cuda::Stream& stream, int blocks, const typename C::Params& params) {
   static const cudaError_t allowed =
       cudaFuncSetAttribute(prefill_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes);
   const std::string problem = "seqlen_q=" + std::to_string(params.seqlen_q) +
@@ -24,8 +24,9 @@ Status launch_prefill(const tessera::cuda::Stream& stream, int blocks, const Pre
 
 }  // namespace tessera::attention::cuda::sm90
 
-#define TESSERA_PREFILL_AS(...) \
-  template Status launch_prefill<__VA_ARGS__>(const tessera::cuda::Stream&, int, const PrefillParams&)
+#define TESSERA_PREFILL_AS(...)                                                  \
+  template Status launch_prefill<__VA_ARGS__>(const tessera::cuda::Stream&, int, \
+                                              const typename __VA_ARGS__::Params&)
 #define TESSERA_PREFILL(Config, T)                            \
   TESSERA_PREFILL_AS(Config<T, Sight::full, Form::dense>);    \
   TESSERA_PREFILL_AS(Config<T, Sight::causal, Form::dense>);  \

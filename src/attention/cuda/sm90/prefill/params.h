@@ -6,12 +6,13 @@
 #include <cstdint>
 
 #include "attention/cuda/common/division.h"
+#include "attention/cuda/common/features.h"
 
 namespace tessera::attention::cuda::sm90 {
 
 struct PrefillParams {
   CUtensorMap q, k, v,
-      o;       // dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 64)
+      o;       // dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 16)
   float* lse;  // row r of head h of batch b at b * lse_batch_stride + h * lse_head_stride + r; or null
   int64_t lse_batch_stride, lse_head_stride;
   int32_t* next_tile;                 // 0 between launches; null: tiles are dealt in turn
@@ -38,6 +39,12 @@ struct PrefillParams {
   int32_t v_head_dim;
 };
 
-inline constexpr int32_t kNoWindow = 1 << 29;
+// Form::general's. window_left and window_right only bound the blocks that are walked; features says what a
+// row sees.
+struct GeneralParams : PrefillParams {
+  Features features;
+  const uint8_t*
+      seen;  // [batch][kv_heads][seqlen_k], 0: no row sees the key; null where positions alone tell
+};
 
 }  // namespace tessera::attention::cuda::sm90

@@ -9,9 +9,9 @@ namespace tessera::attention::cuda::sm90 {
 
 // What rows see: all keys; those up to their own position; a window.
 enum class Sight { full, causal, window };
-// Batches of one length in tensors of their own; or sequences of any length, in packed tensors, in pages,
-// with unused keys.
-enum class Form { dense, ragged };
+// Batches of one length in tensors of their own; sequences of any length, in packed tensors, in pages, with
+// unused keys; and those with scores that are more than products: softcap, ALiBi, masks, ancestors, dropout.
+enum class Form { dense, ragged, general };
 
 // Where one batch's rows and keys lie, and which there are.
 struct Sequence {
@@ -32,7 +32,7 @@ TESSERA_HOST_DEVICE int at_most(int a, int b) {
 template <Form kForm>
 TESSERA_HOST_DEVICE Sequence sequence(const PrefillParams& p, int batch) {
   Sequence s{0, batch, p.seqlen_q, 0, batch, p.seqlen_k, 0};
-  if constexpr (kForm == Form::ragged) {
+  if constexpr (kForm != Form::dense) {
     if (p.cu_seqlens_q != nullptr) {
       s.q_first = at_most(at_least(p.cu_seqlens_q[batch], 0), p.total_q);
       s.rows = at_most(at_least(at_most(p.cu_seqlens_q[batch + 1], p.total_q) - s.q_first, 0), p.seqlen_q);
@@ -95,7 +95,7 @@ TESSERA_HOST_DEVICE KeyBlocks key_blocks(const PrefillParams& p, const Sequence&
     range.clear_high =
         at_most(at_least(first + s.first_position() + right + 1, 0) / kBlock, range.clear_high);
   }
-  if constexpr (kSight == Sight::window || kForm == Form::ragged) {
+  if constexpr (kSight == Sight::window || kForm != Form::dense) {
     const int left = kSight == Sight::window ? p.window_left : kNoWindow;
     range.low = at_most(at_least(first + s.first_position() - left, s.leftpad) / kBlock, blocks - 1);
     range.clear_low = (at_least(last + s.first_position() - left, s.leftpad) + kBlock - 1) / kBlock;

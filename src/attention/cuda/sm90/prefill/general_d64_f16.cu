@@ -1,0 +1,9 @@
+// ptxas-spill-bytes: 96
+// In the producer, none in the consumers.
+#include "attention/cuda/sm90/prefill/launch_kernel.cuh"
+
+namespace tessera::attention::cuda::sm90 {
+
+TESSERA_PREFILL_AS(D64General<__half, Sight::window, Form::general>);
+
+}  // namespace tessera::attention::cuda::sm90

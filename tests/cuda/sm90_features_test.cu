@@ -1,0 +1,94 @@
+// The Hopper forward with scores that are more than products, against the double-precision reference: each
+// feature, each pair of them. NaN stands in every row that must not be read, guards behind every buffer.
+#include <optional>
+
+#include "attention/cuda/sm90/prefill/launch.h"
+#include "tests/cuda/support/dense_case.h"
+
+namespace tessera::attention {
+namespace {
+
+constexpr uint32_t kSeed = 4711;
+
+Status forward(tessera::cuda::Launch& launch, const AttentionProblem& problem,
+               const ForwardTensors& tensors) {
+  return cuda::sm90::prefill(launch, problem, tensors);
+}
+
+class Sm90Features : public ::testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    auto created = tessera::cuda::Launch::create(0);
+    ASSERT_TRUE(created.ok()) << created.status().message();
+    launch_.emplace(std::move(*created));
+    if (launch_->device.sm() != 90) GTEST_SKIP() << "needs sm_90, this is sm_" << launch_->device.sm();
+  }
+  void run_and_check(DenseCase& c) {
+    const Status status = run_on_device(*launch_, forward, c);
+    ASSERT_TRUE(status.ok()) << status.message();
+    c.check();
+  }
+  std::optional<tessera::cuda::Launch> launch_;
+};
+
+bool goes_together(Feature a, Feature b) {
+  if (b != Feature::ancestors) return true;
+  return a != Feature::varlen && a != Feature::seqused;
+}
+
+void add(DenseCase& c, Feature feature) {
+  c.add(feature);
+  if (feature == Feature::gaps) c.gap = 8;  // 16 bytes
+}
+
+TEST_P(Sm90Features, EachFeatureAndEachPair) {
+  uint32_t seed = kSeed;
+  for (const Feature a : kEveryFeature) {
+    for (const Feature b : kEveryFeature) {
+      if (b < a || !goes_together(a, b)) continue;
+      SCOPED_TRACE(std::string(name(a)) + " and " + name(b) + ", seed " + std::to_string(seed));
+      DenseCase c(GetParam(), 3, 37, 150, 2, 40, seed++);
+      add(c, a);
+      if (b != a) add(c, b);
+      c.fill(2.0f);
+      run_and_check(c);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// The kernel of 65 to 128 dimensions, and rows and keys of several tiles.
+TEST_P(Sm90Features, EachFeatureOverSeveralTiles) {
+  uint32_t seed = kSeed;
+  for (const Feature feature : kEveryFeature) {
+    for (const int dim : {64, 128}) {
+      for (const bool causal : {false, true}) {
+        SCOPED_TRACE(std::string(name(feature)) + " dim " + std::to_string(dim) + " causal " +
+                     std::to_string(causal));
+        DenseCase c(GetParam(), 2, 200, 333, 2, dim, seed++);
+        c.p.mask.causal = causal;
+        add(c, feature);
+        c.fill(1.0f);
+        run_and_check(c);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(Sm90Features, ScalesThatAreNotPositive) {
+  for (const float factor : {50.0f, -1.0f, 0.0f}) {
+    SCOPED_TRACE("scale x " + std::to_string(factor));
+    DenseCase c(GetParam(), 1, 65, 200, 2, 64, kSeed);
+    c.p.scale *= factor;
+    c.fill();
+    run_and_check(c);
+    if (HasFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, Sm90Features, ::testing::Values(DType::bf16, DType::f16),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+}  // namespace
+}  // namespace tessera::attention
