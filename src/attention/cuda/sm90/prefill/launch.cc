@@ -15,7 +15,10 @@ namespace {
 
 using tessera::cuda::Launch;
 
-constexpr int64_t kSectionBytes = int64_t{32} << 20;  // K and V of the heads in flight, about half of L2
+// K and V of the heads that are worked on at once: of about as many tiles as there are multiprocessors.
+// Causal D = 128 at S = 512 on an H200: sections of 4, 8, 16 and 32 MB gave 393, 369, 373 and 343 TFLOP/s, at
+// 2k 557, 573, 561 and 554.
+constexpr int64_t kSectionBytes = int64_t{8} << 20;
 
 // Tile shape by head size and length, as measured on an H200 (bench/results/attention_h200):
 //   D = 64   four warpgroups of 64 keys up to 4k and whenever causal; three of 128 keys are ahead from 8k on.

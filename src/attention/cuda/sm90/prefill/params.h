@@ -22,7 +22,7 @@ struct PrefillParams {
   int32_t tiles;                      // of kRows rows, over all heads
   Division m_blocks;                  // tiles of one head
   Division heads, group;              // head index -> batch and head; head -> kv head
-  // Longest first: heads are taken in sections whose K and V fit in L2 together, and inside one the last rows
+  // Longest first: heads are taken in sections of kSectionBytes of K and V, and inside one the last rows
   // of every head come before those above them. section_tiles = section_heads * m_blocks.
   Division section_heads, section_tiles;
   int32_t total_heads;  // batch * heads
