@@ -122,6 +122,80 @@ TEST_P(Sm80Shapes, FeaturesOverManyTiles) {
   }
 }
 
+// v is the identity and every score 0: o[row][key] is 0 exactly where the mask drops the key, and with do the
+// identity so is dv[key][row].
+TEST_P(Sm80Shapes, TheDropoutMaskIsTheCpus) {
+  constexpr int kSize = 128;
+  OracleCase c(GetParam(), 2, kSize, kSize, 3, kSize, kSeed);
+  c.dense.add(Feature::dropout);
+  c.dense.p.dropout.p = 0.4f;
+  c.dense.p.dropout.head0 = 5;
+  c.dense.p.dropout.batch0 = 1000;
+  c.prepare = [&] {
+    for (int64_t b = 0; b < 2; ++b) {
+      for (int64_t r = 0; r < kSize; ++r) {
+        for (int64_t h = 0; h < 3; ++h) {
+          for (int64_t d = 0; d < kSize; ++d) {
+            c.dense.q.set(b, r, h, d, 0);
+            c.dense.v.set(b, r, h, d, r == d ? 1.0f : 0.0f);
+            c.dout.set(b, r, h, d, r == d ? 1.0f : 0.0f);
+          }
+        }
+      }
+    }
+  };
+  ASSERT_TRUE(c.run(*launch_, cuda::sm80::forward, cuda::sm80::backward).ok());
+  int64_t kept = 0;
+  for (int64_t b = 0; b < 2; ++b) {
+    for (int64_t h = 0; h < 3; ++h) {
+      for (int64_t row = 0; row < kSize; ++row) {
+        for (int64_t key = 0; key < kSize; ++key) {
+          const bool keeps = reference::keep(c.dense.p, b, h, row, key) != 0;
+          kept += keeps;
+          ASSERT_EQ(c.dense.o.at(b, row, h, key) != 0, keeps) << "o of row " << row << " key " << key;
+          ASSERT_EQ(c.dv.at(b, key, h, row) != 0, keeps) << "dv of row " << row << " key " << key;
+        }
+      }
+    }
+  }
+  const double count = 2.0 * 3 * kSize * kSize, rate = (c.dense.p.dropout.threshold() + 1) / 256.0;
+  EXPECT_TRUE(std::abs(static_cast<double>(kept) - count * rate) <= 4 * std::sqrt(count * rate * (1 - rate)));
+}
+
+// A prompt computed whole and in chunks gives the same bits: tiles of keys are cut by position.
+TEST_P(Sm80Shapes, RowsHaveTheSameBitsInEveryChunk) {
+  constexpr int64_t kLength = 600;
+  for (const int dim : {64, 128, 256}) {
+    OracleCase whole(GetParam(), 1, kLength, kLength, 2, dim, kSeed);
+    whole.dense.p.mask.causal = true;
+    ASSERT_TRUE(whole.run(*launch_, cuda::sm80::forward, nullptr).ok());
+    for (const int64_t rows : {1, 37, 200, 513}) {
+      OracleCase chunk(GetParam(), 1, rows, kLength, 2, dim, kSeed);
+      chunk.dense.p.mask.causal = true;
+      chunk.prepare = [&] {
+        chunk.dense.k = whole.dense.k;
+        chunk.dense.v = whole.dense.v;
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t h = 0; h < 2; ++h) {
+            for (int64_t d = 0; d < dim; ++d) {
+              chunk.dense.q.set(0, r, h, d, whole.dense.q.at(0, kLength - rows + r, h, d));
+            }
+          }
+        }
+      };
+      ASSERT_TRUE(chunk.run(*launch_, cuda::sm80::forward, nullptr).ok());
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t h = 0; h < 2; ++h) {
+          for (int64_t d = 0; d < dim; ++d) {
+            ASSERT_EQ(chunk.dense.o.at(0, r, h, d), whole.dense.o.at(0, kLength - rows + r, h, d))
+                << "dim " << dim << ", row " << r << " of " << rows;
+          }
+        }
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Dtypes, Sm80Shapes, ::testing::Values(DType::bf16, DType::f16, DType::f32),
                          [](const auto& info) { return std::string(name(info.param)); });
 

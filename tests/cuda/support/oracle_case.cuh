@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <vector>
 
 #include "tests/cuda/support/dense_case.h"
@@ -18,6 +19,7 @@ struct OracleCase {
   // The oracle's, [exact, plain].
   std::vector<double> o[2], lse[2], gradients[2][3];
   std::vector<float> got_gradients[3];
+  std::function<void()> prepare;  // changes the random tensors before the run
 
   OracleCase(DType dtype, int64_t batch, int64_t seqlen_q, int64_t seqlen_k, int heads, int dim,
              uint32_t seed)
@@ -41,6 +43,8 @@ struct OracleCase {
     dq = tensor(dense.all_rows(), p.heads, p.head_dim, false);
     dk = tensor(dense.all_keys(), p.kv_heads, p.head_dim, false);
     dv = tensor(dense.all_keys(), p.kv_heads, p.v_head_dim, false);
+
+    if (prepare) prepare();
 
     const DeviceProblem problem(p, dense.mask, stream);
     const auto place = [&](const DenseTensor& t) {
@@ -125,7 +129,8 @@ struct OracleCase {
     EXPECT_TRUE(error <= factor * plain_error + slack)
         << what << ": " << error << " against " << plain_error << " of the plain form at element " << worst
         << ": " << got[worst] << " for " << want[worst];
-    EXPECT_TRUE(sum <= 1.5 * plain_sum + 1e-6 * static_cast<double>(got.size()))
+    // In the mean 1.5 times for o, and for gradients, whose delta is of the rounded o, twice.
+    EXPECT_TRUE(sum <= (factor + 1) / 2 * plain_sum + 1e-5 * static_cast<double>(got.size()))
         << what << ": mean error " << sum / static_cast<double>(got.size()) << " against "
         << plain_sum / static_cast<double>(got.size());
   }

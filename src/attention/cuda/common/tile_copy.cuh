@@ -13,6 +13,7 @@ inline constexpr int kPitch = kDim* kBytes<kType> + 16;
 
 // [kRows][kDim] of one head into shared memory by kThreads threads, 16 bytes each time. What lies outside
 // the rows [begin, end) or past `dim` becomes 0 and is not read, so that NaN there changes nothing.
+// REQUIRES: kRows rows span less than 2^32 bytes: a thread's place in a tile is then one register.
 template <DType kType, int kDim, int kRows, int kThreads>
 class TileCopy {
   static constexpr int kChunks = kDim * kBytes<kType> / 16;
@@ -27,31 +28,33 @@ class TileCopy {
       : row_(static_cast<int>(threadIdx.x) / kLanes),
         dim_bytes_(dim * kBytes<kType> - static_cast<int>(threadIdx.x) % kLanes * 16),
         stride_(row_stride * kBytes<kType>),
-        from_(static_cast<const char*>(data) + threadIdx.x % kLanes * 16),
+        data_(static_cast<const char*>(data)),
+        thread_(row_ * static_cast<uint32_t>(stride_) + threadIdx.x % kLanes * 16),
         offset_(row_ * kPitch<kType, kDim> + threadIdx.x % kLanes * 16) {}
 
   // Rows [first, first + kRows) of the head; a row stays 0 too where seen is given and seen[row] is 0.
   __device__ __forceinline__ void copy(uint32_t tile, int first, int begin, int end,
                                        const uint8_t* seen = nullptr) const {
-    const char* from = from_ + (first + row_) * stride_;
+    const char* base = data_ + first * stride_;
 #pragma unroll
     for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
       const int row = first + row_ + i * kRowsAtOnce;
       bool wanted = row >= begin && row < end;
       if (seen != nullptr && wanted) wanted = seen[row] != 0;
+      const char* from = base + (thread_ + i * kRowsAtOnce * static_cast<uint32_t>(stride_));
 #pragma unroll
       for (int c = 0; c < kChunks / kLanes; ++c) {
         cp_async_16(tile + offset_ + i * kRowsAtOnce * kPitch<kType, kDim> + c * kLanes * 16,
                     from + c * kLanes * 16, wanted && c * kLanes * 16 < dim_bytes_);
       }
-      from += kRowsAtOnce * stride_;
     }
   }
 
  private:
   int row_, dim_bytes_;
   int64_t stride_;
-  const char* from_;
+  const char* data_;
+  uint32_t thread_;
   int offset_;
 };
 

@@ -36,6 +36,10 @@ Status check_aligned(const char* field, const Strided<Pointer>& t, const Attenti
                          field);
     }
   }
+  if (rows > 1 && t.row_stride >= int64_t{1} << 22) {
+    return unsupported(
+        format("{}.row_stride={} must be below 2^22 elements on a CUDA device", field, t.row_stride), field);
+  }
   return {};
 }
 

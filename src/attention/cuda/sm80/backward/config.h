@@ -50,6 +50,7 @@ struct BackwardParams {
   int batch, heads, kv_heads, head_dim, v_head_dim;
   int row_tiles, key_tiles;  // of the longest sequence
   int together;              // key tiles of a head that surely run at the same time
+  bool last_first;           // the last keys of a head first
   // Workspace. Rows are padded to whole tiles.
   float* lse2;          // [batch][heads][row_tiles * rows] LSE * log2(e); +inf where a row sees nothing
   float* delta;         // the same: sum of do * o

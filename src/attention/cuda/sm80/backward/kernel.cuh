@@ -6,12 +6,13 @@
 // dq is the sum over key tiles, in f32 in global memory (L2). Invariants
 //  1. The order in which key tiles add to a tile of rows is fixed (Order::place()). visits[tile] counts those
 //     that are done; a CTA waits for its place.
-//  2. Nobody waits for ever. Without windows CTA n of a group walks round the rows from start(n), which rises
-//     with n, so at each row tile the CTAs come in falling order from the last whose start is not past it;
-//     otherwise walks begin at the first row that sees the tile, which rises with n too, and falling order is
+//  2. Nobody waits for ever. Without windows, CTA n of a group (`together` tiles, which fit the device at the
+//     same time; groups add one after the other) walks round the rows from a start that rises with n, and at
+//     each row tile the CTAs come in falling order from the last whose start is not past it. With windows or
+//     causal, walks begin at the first row that sees the tile, which rises with n too, and falling order is
 //     again the order of coming. So a CTA only waits for one that came there at an earlier step, or at the
-//     same step with a higher number; and the CTAs of a group run together (`together` of them fit the
-//     device, and tickets are drawn in order).
+//     same step with a higher number; tickets are drawn in order, and rise with n only where all CTAs of a
+//     head run together.
 //  3. At every step the CTAs stand at different rows, so they hardly wait.
 //  4. What no row of the tile sees is 0 in shared memory; a hidden element's p and ds are exactly 0.
 #pragma once
@@ -37,15 +38,15 @@ struct Walk {
 // The order of a sequence's key tiles at each tile of rows.
 template <int kRows, int kKeys>
 struct Order {
-  Interval tiles;  // key tiles of this CTA's group that any row sees
-  int first;       // of the sequence
   bool round;      // every row sees every key: walks go round, each from a place of its own
+  int first;       // of the sequence's key tiles that rows see
+  Interval tiles;  // of those, the CTA's group
 
   __device__ __forceinline__ Order(const Features& f, const Sequence& s, int tile, int together) {
-    const int group = tile / together;
-    first = s.leftpad / kKeys;
-    tiles = {max(first, group * together), min((s.keys + kKeys - 1) / kKeys, (group + 1) * together)};
+    const int group = tile / together * together;
     round = f.left == kNoWindow && f.right == kNoWindow;
+    first = s.leftpad / kKeys;
+    tiles = {max(first, group), min((s.keys + kKeys - 1) / kKeys, group + together)};
   }
 
   __device__ __forceinline__ Walk walk(const Features& f, const Sequence& s, int tile) const {
@@ -53,27 +54,20 @@ struct Order {
     if (rows.end <= rows.begin) return {0, 0, 0};
     Walk walk{rows.begin / kRows, 0, 0};
     walk.count = (rows.end + kRows - 1) / kRows - walk.begin;
-    if (round) walk.start = start(tile, walk.count);
+    if (round) {
+      walk.start = static_cast<int>(int64_t{tile - tiles.begin} * walk.count / (tiles.end - tiles.begin));
+    }
     return walk;
   }
 
-  // How many key tiles add to the row tile before `tile` does: those of earlier groups, then the group's own
-  // in falling order from the last one whose walk begins at or before it.
+  // How many key tiles add to the row tile before `tile` does.
   __device__ __forceinline__ uint32_t place(const Features& f, const Sequence& s, int tile, int row_tile,
                                             int row_tiles) const {
-    if (!round) {
-      const Interval keys = keys_of_rows(f, s, row_tile * kRows, kRows);
-      const int begin = keys.begin / kKeys, end = (keys.end + kKeys - 1) / kKeys;
-      return max(0, tiles.begin - begin) + min(end, tiles.end) - 1 - tile;
-    }
+    if (!round) return (keys_of_rows(f, s, row_tile * kRows, kRows).end + kKeys - 1) / kKeys - 1 - tile;
+    // The last tile of the group whose walk begins at or before the row tile.
     const int count = tiles.end - tiles.begin;
     const int last = tiles.begin + static_cast<int>((int64_t{row_tile + 1} * count - 1) / row_tiles);
     return tiles.begin - first + (tile <= last ? last - tile : last - tile + count);
-  }
-
- private:
-  __device__ __forceinline__ int start(int tile, int row_tiles) const {
-    return static_cast<int>(int64_t{tile - tiles.begin} * row_tiles / (tiles.end - tiles.begin));
   }
 };
 
@@ -115,7 +109,8 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
   if (threadIdx.x == 0) *word = atomicAdd(p.ticket, 1u);
   __syncthreads();
   const int ticket = static_cast<int>(*word);
-  const int tile = ticket % p.key_tiles, rest = ticket / p.key_tiles;
+  const int rest = ticket / p.key_tiles;
+  const int tile = p.last_first ? p.key_tiles - 1 - ticket % p.key_tiles : ticket % p.key_tiles;
   const int kv_head = rest % p.kv_heads, batch = rest / p.kv_heads;
   const int group = p.heads / p.kv_heads;
   const Sequence seq = sequence_of(f, batch);
@@ -222,11 +217,10 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     }
     multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
         s, lane_rows<kRow>(q_now + score_row * kRow), k_lane);
-    multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
-        dp, do_lane, v_lane);
-
     const int row = row0 + score_row + lane / 4, column = first_key + score_column + lane % 4 * 2;
     if constexpr (kGeneral) {
+      multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
+          dp, do_lane, v_lane);
 #pragma unroll
       for (int m = 0; m < kScoreM; ++m) {
         uint32_t kept[(kScoreColumns + 31) / 32];
@@ -269,10 +263,15 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
 #pragma unroll
       for (int m = 0; m < kScoreM; ++m) {
 #pragma unroll
-        for (int e = 0; e < 8 * kScoreN; ++e) {
-          s[m][e] = exp2_fast(fmaf(s[m][e], factor, -lse2[m][e / 2 % 2]));
-          dp[m][e] = s[m][e] * (dp[m][e] - delta[m][e / 2 % 2]);
-        }
+        for (int e = 0; e < 8 * kScoreN; ++e) s[m][e] = exp2_fast(fmaf(s[m][e], factor, -lse2[m][e / 2 % 2]));
+      }
+      multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
+          dp, do_lane, v_lane);
+
+#pragma unroll
+      for (int m = 0; m < kScoreM; ++m) {
+#pragma unroll
+        for (int e = 0; e < 8 * kScoreN; ++e) dp[m][e] = s[m][e] * (dp[m][e] - delta[m][e / 2 % 2]);
       }
     }
 #pragma unroll

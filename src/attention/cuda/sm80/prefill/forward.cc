@@ -46,6 +46,17 @@ Variant variant_of(DType type, int dim, bool general) {
   return general ? variant_of<DType::bf16, true>(dim) : variant_of<DType::bf16, false>(dim);
 }
 
+int64_t shared_bytes(const Variant& variant, int dim) {
+  return variant.config.shared_bytes(dim * variant.element + 16);
+}
+
+// The general kernel where a feature asks for it, or where the plain one's tiles do not fit.
+Variant choose(const tessera::cuda::DeviceProperties& device, const AttentionProblem& p) {
+  const int dim = dim_class(p.head_dim, p.v_head_dim);
+  const Variant variant = variant_of(p.dtype, dim, make_features(p).general());
+  return shared_bytes(variant, dim) <= device.shared_bytes ? variant : variant_of(p.dtype, dim, true);
+}
+
 int64_t row_tiles(const AttentionProblem& p, const Variant& variant) {
   return (p.seqlen_q + variant.config.rows() - 1) / variant.config.rows();
 }
@@ -63,9 +74,9 @@ Status supports_forward(const tessera::cuda::DeviceProperties& device, const Att
   TESSERA_RETURN_IF_ERROR(check_device(device));
   TESSERA_RETURN_IF_ERROR(check_dims(p));
   const int dim = dim_class(p.head_dim, p.v_head_dim);
-  const Variant variant = variant_of(p.dtype, dim, make_features(p).general());
+  const Variant variant = choose(device, p);
   TESSERA_RETURN_IF_ERROR(check_blocks(row_tiles(p, variant) * p.heads * p.batch, p));
-  return check_shared(device, variant.config.shared_bytes(dim * variant.element + 16), dim);
+  return check_shared(device, shared_bytes(variant, dim), dim);
 }
 
 Status forward(tessera::cuda::Launch& launch, const AttentionProblem& p, const ForwardTensors& t) {
@@ -75,7 +86,7 @@ Status forward(tessera::cuda::Launch& launch, const AttentionProblem& p, const F
 
   ForwardParams params{};
   params.features = make_features(p);
-  const Variant variant = variant_of(p.dtype, dim_class(p.head_dim, p.v_head_dim), params.features.general());
+  const Variant variant = choose(launch.device, p);
   params.q = t.q.data, params.k = t.k.data, params.v = t.v.data, params.o = t.o.data, params.lse = t.lse;
   params.q_batch = t.q.batch_stride, params.q_row = t.q.row_stride, params.q_head = t.q.head_stride;
   params.k_batch = t.k.batch_stride, params.k_row = t.k.row_stride, params.k_head = t.k.head_stride;

@@ -16,12 +16,12 @@
 namespace tessera::attention::cuda::sm80 {
 
 template <DType kType, int kDim, bool kGeneral>
-__global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads())
+__global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(),
+                                  forward_config(kType, kDim, kGeneral).resident)
     forward_kernel(const __grid_constant__ ForwardParams p) {
   constexpr ForwardConfig kConfig = forward_config(kType, kDim, kGeneral);
   constexpr int kRow = kPitch<kType, kDim>;
   constexpr int kKeys = kConfig.keys, kSlabs = kConfig.slabs, kThreads = kConfig.threads();
-  constexpr int kTile = kKeys * kRow;
   extern __shared__ __align__(128) char shared[];
 
   const Features& f = p.features;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
   }
 
   const uint32_t q_tile = shared_address(shared), k_tile = q_tile + kConfig.rows() * kRow,
-                 v_tile = k_tile + kConfig.stages * kTile;
+                 v_tile = k_tile + kKeys * kRow;
   const uint32_t q_lane = lane_rows<kRow>(q_tile + warp * kSlabs * 16 * kRow);
   const uint32_t k_lane = lane_columns<kRow>(k_tile), v_lane = lane_b_permuted<kType, kRow>(v_tile);
 
@@ -75,23 +75,12 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
     q_copy.copy(q_tile, first, 0, seq.rows);
     k_copy.copy(k_tile, begin, keys.begin, keys.end, seen);
     cp_async_commit();
-    if constexpr (kConfig.stages == 2) {
-      v_copy.copy(v_tile, begin, keys.begin, keys.end, seen);
-      cp_async_commit();
-    }
   }
-  int stage = 0;
   for (int key = begin; key < keys.end; key += kKeys) {
     cp_async_wait<0>();
     __syncthreads();
-    if constexpr (kConfig.stages == 1) {
-      v_copy.copy(v_tile, key, keys.begin, keys.end, seen);
-      cp_async_commit();
-    } else if (key + kKeys < keys.end) {
-      k_copy.copy(k_tile + (stage ^ 1) * kTile, key + kKeys, keys.begin, keys.end, seen);
-      v_copy.copy(v_tile + (stage ^ 1) * kTile, key + kKeys, keys.begin, keys.end, seen);
-      cp_async_commit();
-    }
+    v_copy.copy(v_tile, key, keys.begin, keys.end, seen);
+    cp_async_commit();
     float s[kSlabs][kKeys / 2];
 #pragma unroll
     for (int m = 0; m < kSlabs; ++m) {
@@ -99,7 +88,7 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
       for (int e = 0; e < kKeys / 2; ++e) s[m][e] = 0.0f;
     }
     multiply<kType, kSlabs, kKeys / 16, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
-        s, q_lane, k_lane + stage * kTile);
+        s, q_lane, k_lane);
 
     const int column = key + lane % 4 * 2;
     if constexpr (kGeneral) {
@@ -163,13 +152,11 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
       }
     }
 
-    if constexpr (kConfig.stages == 1) {
-      cp_async_wait<0>();
-      __syncthreads();
-      if (key + kKeys < keys.end) {
-        k_copy.copy(k_tile, key + kKeys, keys.begin, keys.end, seen);
-        cp_async_commit();
-      }
+    cp_async_wait<0>();
+    __syncthreads();
+    if (key + kKeys < keys.end) {
+      k_copy.copy(k_tile, key + kKeys, keys.begin, keys.end, seen);
+      cp_async_commit();
     }
 #pragma unroll
     for (int step = 0; step < kKeys / kStep<kType>; ++step) {
@@ -179,7 +166,7 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
         uint32_t b[4];
-        load_b_permuted<kType, kRow>(b, v_lane + stage * kTile, n, step);
+        load_b_permuted<kType, kRow>(b, v_lane, n, step);
 #pragma unroll
         for (int m = 0; m < kSlabs; ++m) {
           mma<kType>(&o[m][8 * n], a[m], b[0], b[1]);
@@ -187,7 +174,6 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
         }
       }
     }
-    if constexpr (kConfig.stages == 2) stage ^= 1;
   }
 
   float inverse[kSlabs][2];
