@@ -100,6 +100,13 @@ TEST_P(Sm80Backward, EveryDimension) {
   }
 }
 
+TEST_P(Sm80Backward, NoRowsOrNoKeysAfterAProblemThatHasThem) {
+  for (const auto& [rows, keys] : {std::pair{70, 200}, {0, 200}, {70, 0}, {70, 200}}) {
+    SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(keys));
+    run_and_check(DenseCase(GetParam(), 2, rows, keys, 2, 64, kSeed));
+  }
+}
+
 TEST_P(Sm80Backward, TheSameBitsEveryTime) {
   DenseCase dense(GetParam(), 2, 700, 900, 4, 64, kSeed);
   dense.p.kv_heads = 2;

@@ -85,6 +85,26 @@ TEST_P(Sm80Forward, LengthsAroundTiles) {
   }
 }
 
+TEST_P(Sm80Forward, NoKeysGiveZeroAndMinusInfinity) {
+  DenseCase c(GetParam(), 2, 70, 0, 2, 64, kSeed);
+  c.fill();
+  run_and_check(c);
+}
+
+// Named before any launch.
+TEST_P(Sm80Forward, MisalignedTensorsAndDimensionsAreRefusedByName) {
+  DenseCase c(GetParam(), 1, 5, 7, 2, 64, kSeed);
+  c.gap = 1;
+  c.fill();
+  const Status status = run_on_device(*launch_, cuda::sm80::forward, c);
+  EXPECT_EQ(status.code(), StatusCode::unsupported);
+  EXPECT_EQ(status.field(), "q");
+  EXPECT_NE(status.message().find("q.row_stride="), std::string::npos) << status.message();
+  c.p.head_dim = 60;
+  const Status of_dim = run_on_device(*launch_, cuda::sm80::forward, c);
+  EXPECT_EQ(of_dim.field(), "head_dim");
+}
+
 TEST_P(Sm80Forward, LargeScoresAndAScaleThatIsNotPositive) {
   for (const float factor : {50.0f, -1.0f, 0.0f}) {
     SCOPED_TRACE("scale x " + std::to_string(factor));

@@ -388,6 +388,7 @@ __global__ void __launch_bounds__(256)
   const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (thread < int64_t{p.batch} * p.heads * p.row_tiles) p.visits[thread] = 0;
   if (thread == 0) *p.ticket = 0;
+  if (padded_rows == 0) return;
   const int row = static_cast<int>(index % padded_rows);
   const int64_t rest = index / padded_rows;
   const int head = static_cast<int>(rest % p.heads), batch = static_cast<int>(rest / p.heads);

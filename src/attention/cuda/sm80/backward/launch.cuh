@@ -26,8 +26,8 @@ void launch_backward(const BackwardParams& p, void* stream) {
   const int padded = p.row_tiles * kConfig.rows;
   const int64_t rows = int64_t{p.batch} * p.heads * padded;
   const unsigned tiles = static_cast<unsigned>(int64_t{p.batch} * p.heads * p.row_tiles);
-  if (rows > 0)
-    backward_prepare_kernel<kType><<<static_cast<unsigned>((rows + 31) / 32), 256, 0, on>>>(p, padded);
+  // Also with no rows: it resets the ticket.
+  backward_prepare_kernel<kType><<<static_cast<unsigned>(rows / 32 + 1), 256, 0, on>>>(p, padded);
   const auto kernel = backward_kernel<kType, kDim, kGeneral>;
   const unsigned blocks = static_cast<unsigned>(int64_t{p.batch} * p.kv_heads * p.key_tiles);
   if (blocks > 0) kernel<<<blocks, kConfig.threads(), kShared, on>>>(p);
