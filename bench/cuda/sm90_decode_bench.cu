@@ -258,14 +258,15 @@ class Bench {
     };
     sm90::TreePlanOptions options;
     add("ours", options);
+    options.sharing = sm90::TreeSharing::always;
     for (const int units : {1, 2, 4, 8}) {
       options.shared_units = units;
       add(std::to_string(units), options);
     }
-    options = {};
-    options.most_rows = 32;
-    add("32 rows", options);
-    options.share = false;
+    options.shared_units = 0;
+    options.most_rows = 64;
+    add("64 rows", options);
+    options.sharing = sm90::TreeSharing::never;
     add("paged", options);
     time(variants, sets, rounds, bytes);
     print(s.name.c_str(), variants, bytes);

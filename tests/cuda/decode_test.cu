@@ -59,7 +59,7 @@ TEST_F(Decode, RaggedLengthsAndAnEmptySequence) {
 }
 
 TEST_F(Decode, EveryHeadDim) {
-  for (const int dim : {64, 128, 256}) {
+  for (const int dim : {64, 128, 256, 8, 40, 72, 96, 160, 192, 248}) {
     for (const DType dtype : {DType::bf16, DType::f16}) {
       PagedShape s;
       s.dtype = dtype, s.head_dim = dim, s.heads = 8, s.kv_heads = 2;
@@ -352,7 +352,7 @@ TEST_F(Decode, BadProblemsAreRefusedBeforeALaunch) {
   p.dtype = DType::f32;
   refused(p, c.view(), c.tensors(), "dtype");
   p = c.problem();
-  p.head_dim = p.v_head_dim = 72;
+  p.head_dim = p.v_head_dim = 264;
   refused(p, c.view(), c.tensors(), "head_dim");
   CacheView view = c.view();
   view.block_size = 20;

@@ -45,23 +45,26 @@ class Tree : public ::testing::Test {
   void check(const PagedShape& shape, const std::string& name, int64_t tiles_at_most = INT64_MAX) {
     PagedCase c(shape);
     const auto sequences = sequences_of(c);
-    auto plan = TreePlan::create(*launch_, problem(c), sequences, shape.page);
+    TreePlanOptions always;
+    always.sharing = TreeSharing::always;
+    auto plan = TreePlan::create(*launch_, problem(c), sequences, shape.page, always);
     ASSERT_TRUE(plan.ok()) << plan.status().message();
+    EXPECT_TRUE(plan->shares());
     EXPECT_LE(plan->reads().tiles, tiles_at_most) << plan->explain();
     attend(c, *plan);
     if (HasFatalFailure()) return;
-    c.check({}, name + (plan->shares() ? " (shared)" : ""));
+    c.check({}, name);
     const auto want = c.output();
     const auto want_lse = c.output_lse();
     TreePlanOptions apart;
-    apart.share = false;
+    apart.sharing = TreeSharing::never;
     auto unshared = TreePlan::create(*launch_, problem(c), sequences, shape.page, apart);
     ASSERT_TRUE(unshared.ok());
     attend(c, *unshared);
     EXPECT_EQ(c.output(), want) << name << ": bits without sharing";
     EXPECT_EQ(c.output_lse(), want_lse);
     for (const int units : {1, 2, 4, 8}) {
-      TreePlanOptions options;
+      TreePlanOptions options = always;
       options.shared_units = units;
       auto other = TreePlan::create(*launch_, problem(c), sequences, shape.page, options);
       ASSERT_TRUE(other.ok());
@@ -132,9 +135,18 @@ TEST_F(Tree, GroupsThatDoNotDivideThePiece) {
   check(star(5, 1024, 600, 34, 2), "group 17 of 5");
 }
 
+TEST_F(Tree, GroupsWiderThanAWarpsPieceAreNotShared) {
+  PagedCase c(star(5, 1024, 600, 40, 1));
+  auto plan = TreePlan::create(*launch_, problem(c), sequences_of(c), 64, {TreeSharing::always});
+  ASSERT_TRUE(plan.ok());
+  EXPECT_FALSE(plan->shares());
+  attend(c, *plan);
+  c.check({}, "group 40");
+}
+
 TEST_F(Tree, OneHundredRepeatsAreBitwiseEqual) {
   PagedCase c(star(24, 1536, 700, 32, 8));
-  auto plan = TreePlan::create(*launch_, problem(c), sequences_of(c), 64);
+  auto plan = TreePlan::create(*launch_, problem(c), sequences_of(c), 64, {TreeSharing::always});
   ASSERT_TRUE(plan.ok());
   attend(c, *plan);
   const auto want = c.output();
@@ -148,7 +160,7 @@ TEST_F(Tree, OneHundredRepeatsAreBitwiseEqual) {
 
 TEST_F(Tree, NothingSharedIsDecode) {
   PagedCase c(star(8, 0, 900, 8, 8));
-  auto plan = TreePlan::create(*launch_, problem(c), sequences_of(c), 64);
+  auto plan = TreePlan::create(*launch_, problem(c), sequences_of(c), 64, {TreeSharing::always});
   ASSERT_TRUE(plan.ok());
   EXPECT_FALSE(plan->shares());
   attend(c, *plan);
@@ -160,7 +172,7 @@ TEST_F(Tree, ThePlanStaysValidWhileSequencesGrow) {
   PagedCase c(s);
   auto shorter = sequences_of(c);
   for (TreeSequence& sequence : shorter) sequence.keys -= 40;  // as they were when the plan was made
-  auto plan = TreePlan::create(*launch_, problem(c), shorter, 64);
+  auto plan = TreePlan::create(*launch_, problem(c), shorter, 64, {TreeSharing::always});
   ASSERT_TRUE(plan.ok());
   attend(c, *plan);
   c.check({}, "grown by 40");

@@ -128,7 +128,9 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
   combiner.row.fold(combiner.segment);
   char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
                                                  head * p.o.head_stride + lane * kLaneValues<kDim>);
-  store_rounded<T>(to, combiner.row.o, combiner.row.inverse());
+  if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) {
+    store_rounded<T>(to, combiner.row.o, combiner.row.inverse());
+  }
   if (p.lse != nullptr && lane == 0) {
     p.lse[(int64_t{batch} * heads + head) * p.tokens + t] = combiner.row.lse();
   }

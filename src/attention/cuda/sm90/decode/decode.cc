@@ -45,9 +45,6 @@ TokenRows<std::remove_pointer_t<Pointer>> rows_of(const Strided<Pointer>& rows) 
 Status check_step_problem(const AttentionProblem& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16)
     return unsupported("dtype over a cache on CUDA must be bf16 or f16", "dtype");
-  if (p.head_dim != 64 && p.head_dim != 128 && p.head_dim != 256)
-    return unsupported(format("head_dim={} of decode on CUDA must be 64, 128 or 256", p.head_dim),
-                       "head_dim");
   if (p.v_head_dim != p.head_dim)
     return unsupported(format("v_head_dim={} of decode on CUDA must be head_dim", p.v_head_dim),
                        "v_head_dim");
@@ -80,15 +77,21 @@ Status check_device(const tessera::cuda::Launch& launch) {
       "device");
 }
 
+int kernel_dim(int head_dim) {
+  return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
+}
+
 bool has_features(const AttentionProblem& p) {
-  return (p.mask.causal && p.seqlen_q > 1) || p.mask.window_left >= 0 || p.mask.window_right >= 0 ||
-         p.softcap != 0 || p.alibi_slopes != nullptr || p.leftpad_k != nullptr;
+  return p.head_dim != kernel_dim(p.head_dim) || (p.mask.causal && p.seqlen_q > 1) ||
+         p.mask.window_left >= 0 || p.mask.window_right >= 0 || p.softcap != 0 || p.alibi_slopes != nullptr ||
+         p.leftpad_k != nullptr;
 }
 
 void set_problem(const AttentionProblem& problem, DecodeParams& p) {
   p.batch = static_cast<int32_t>(problem.batch);
   p.tokens = static_cast<int32_t>(problem.seqlen_q);
   p.kv_heads = problem.kv_heads;
+  p.head_dim = problem.head_dim;
   p.group = problem.heads / problem.kv_heads;
   p.by_tokens = Divisor(problem.seqlen_q);
   p.by_kv_heads = Divisor(problem.kv_heads);
@@ -106,6 +109,8 @@ void set_problem(const AttentionProblem& problem, DecodeParams& p) {
 }
 
 Status set_cache(const AttentionProblem& problem, const CacheView& cache, bool small_boxes, DecodeParams& p) {
+  const bool any_dim = has_features(problem);  // those kernels take a box a panel
+  if (any_dim) small_boxes = false;
   if (cache.struct_size != sizeof(CacheView))
     return refuse("struct_size", cache.struct_size, "sizeof(CacheView) of this build");
   if (cache.num_blocks < 1 || cache.num_blocks > kMost)
@@ -130,23 +135,26 @@ Status set_cache(const AttentionProblem& problem, const CacheView& cache, bool s
   p.by_page = Divisor(cache.block_size);
   // Boxes of whole tiles where a block has whole tiles; then boxes of 16 whole rows, for which decode has
   // kernels of their own; else boxes of 8 rows of a panel, which make the same tile as a whole box.
-  const int panels = problem.head_dim / 64;
+  const int panels = kernel_dim(problem.head_dim) / 64;
   p.box_rows = !paged || cache.block_size % kTile == 0     ? kTile
                : small_boxes && cache.block_size % 16 == 0 ? 16
                                                            : 8;
   if (!small_boxes && p.box_rows == 8)
     p.box_rows = static_cast<int32_t>(std::gcd(cache.block_size, int64_t{kTile}));
-  p.box_panels = p.box_rows == kTile || (small_boxes && p.box_rows == 16) ? panels : 1;
+  p.box_panels = any_dim ? 1 : p.box_rows == kTile || (small_boxes && p.box_rows == 16) ? panels : 1;
   p.seqlens = cache.seqlens;
   p.seqlen = static_cast<int32_t>(cache.seqlen);
   p.capacity =
       static_cast<int32_t>(std::min(kMost, paged ? cache.max_blocks * cache.block_size : cache.block_size));
   p.units_most = std::max(1, (p.capacity + kUnit - 1) / kUnit);
   const auto map = [&](CUtensorMap* map, const char* what, const Strided<void*>& rows) {
-    return tensor_map(map, what, problem.dtype,
-                      {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride}, cache.num_blocks,
-                      cache.block_size, problem.kv_heads, problem.head_dim, p.box_rows, p.box_panels,
-                      Promotion::none);
+    const Strided<const void*> tensor = {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
+    if (any_dim) {
+      return row_map(map, what, problem.dtype, tensor, cache.num_blocks, cache.block_size, problem.kv_heads,
+                     problem.head_dim, p.box_rows, Promotion::none);
+    }
+    return tensor_map(map, what, problem.dtype, tensor, cache.num_blocks, cache.block_size, problem.kv_heads,
+                      problem.head_dim, p.box_rows, p.box_panels, Promotion::none);
   };
   TESSERA_RETURN_IF_ERROR(map(&p.k_map, "k_cache", cache.k));
   return map(&p.v_map, "v_cache", cache.v);
@@ -251,8 +259,8 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
   TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, tensors, p));
 
   const int64_t rows = int64_t{p.tokens} * p.group;
-  const DecodeKernel kernel =
-      decode_kernel_for(problem.dtype, problem.head_dim, rows, has_features(problem), p.box_rows == 16);
+  const DecodeKernel kernel = decode_kernel_for(problem.dtype, problem.head_dim, rows, has_features(problem),
+                                                p.box_panels > 1 && p.box_rows == 16);
   p.piece_rows = static_cast<int32_t>(std::min<int64_t>(rows, kernel.most_rows));
   p.row_blocks = static_cast<int32_t>((rows + p.piece_rows - 1) / p.piece_rows);
   const int64_t items = int64_t{p.batch} * p.kv_heads * p.row_blocks;
@@ -261,12 +269,12 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
     return refuse("batch x heads x tiles of the table", items * (p.capacity / kTile + 4), "below 2^31");
   const int most = tuning.blocks > 0 ? tuning.blocks : launch.device.multiprocessors;
   const int64_t partial_rows = items * p.units_most * p.piece_rows;
-  const int64_t partial_bytes = partial_rows * (problem.head_dim + 2) * 4;
+  const int64_t partial_bytes = partial_rows * (kernel_dim(problem.head_dim) + 2) * 4;
   // Whole items are faster from some one and a half items a block on (measured).
   if (tuning.split && 2 * items < 3 * most && p.units_most > split_above(split_grain(items, most)) &&
       partial_bytes <= kMostPartialBytes) {
     p.may_split = 1;
-    TESSERA_RETURN_IF_ERROR(set_partials(launch, partial_rows, problem.head_dim, p));
+    TESSERA_RETURN_IF_ERROR(set_partials(launch, partial_rows, kernel_dim(problem.head_dim), p));
   }
   p.by_row_blocks = Divisor(p.row_blocks);
   const int blocks = p.may_split != 0 ? most : static_cast<int>(std::min<int64_t>(most, items));
@@ -299,17 +307,15 @@ Status launch_combine(tessera::cuda::Launch& launch, const DecodeKernel& kernel,
 }
 
 DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features, bool small_boxes) {
-  if (head_dim == 64) return decode_kernel_64(dtype, rows, features, small_boxes);
-  if (head_dim == 128) return decode_kernel_128(dtype, rows, features, small_boxes);
-  if (head_dim == 256) return decode_kernel_256(dtype, rows, features, small_boxes);
-  return {};
+  const int dim = kernel_dim(head_dim);
+  return dim == 64    ? decode_kernel_64(dtype, rows, features, small_boxes)
+         : dim == 128 ? decode_kernel_128(dtype, rows, features, small_boxes)
+                      : decode_kernel_256(dtype, rows, features, small_boxes);
 }
 
 DecodeKernel tree_kernel_for(DType dtype, int head_dim) {
-  if (head_dim == 64) return tree_kernel_64(dtype);
-  if (head_dim == 128) return tree_kernel_128(dtype);
-  if (head_dim == 256) return tree_kernel_256(dtype);
-  return {};
+  const int dim = kernel_dim(head_dim);
+  return dim == 64 ? tree_kernel_64(dtype) : dim == 128 ? tree_kernel_128(dtype) : tree_kernel_256(dtype);
 }
 
 }  // namespace tessera::attention::cuda::sm90

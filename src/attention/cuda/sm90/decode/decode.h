@@ -18,7 +18,8 @@ struct DecodeTuning {
 // Appends (tessera/paged.h), then attends, on launch.stream: attend_cache over device memory. Every pointer
 // is device memory, but the structs and Rotary are the host's.
 //
-// Takes f16 and bf16; head_dim = v_head_dim of 64, 128 or 256; any group; seqlen_q >= 1 tokens; causal,
+// Takes f16 and bf16; head_dim = v_head_dim, any multiple of 8 to 256 (64, 128 and 256 are the fast
+// ones); any group; seqlen_q >= 1 tokens; causal,
 // windows, softcap, ALiBi and leftpad; block tables with blocks of a multiple of 8 slots, or contiguous
 // caches. Addresses and strides of q, o and the cache: multiples of 16 bytes. The host sees no lengths and no
 // block ids: lengths beyond the table are cut off there, and block ids must lie in [0, num_blocks) (TMA reads

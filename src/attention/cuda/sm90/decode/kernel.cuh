@@ -58,7 +58,8 @@ __device__ __forceinline__ uint32_t movmatrix(uint32_t x) {
 // ---- Producer
 // -----------------------------------------------------------------------------------------------
 
-template <int kDim, int kGroups, bool kWide>
+// kAnyDim: the maps are row_map()'s, a box a panel.
+template <int kDim, int kGroups, bool kWide, bool kAnyDim>
 struct Producer {
   using Shared = DecodeShared<kDim, kGroups>;
   const DecodeParams& p;
@@ -81,16 +82,28 @@ struct Producer {
           unit = piece.first_unit;
           end = piece.end_unit;
         }
-        const int its_mode = mode_of(piece.rows);
+        const int its_mode = mode_of(piece);
         if (units == 0) mode = its_mode;
-        if (its_mode != mode || units == most_units(mode)) break;
-        const int count = is_wide(mode) ? units_of_task(piece, unit) : 1;
-        if (lane == units) {
-          mine = entry(piece, unit, count);
+        const int room = most_units(mode) - units;
+        if (its_mode != mode || room == 0) break;
+        if (is_wide(mode)) {
+          const int count = units_of_task(piece, unit);
+          if (lane == units) {
+            mine = entry(piece, unit, count);
+            my_flags = piece.flags;
+          }
+          unit += count;
+          ++units;
+          continue;
+        }
+        // A lane a unit: what takes long here is not loaded meanwhile.
+        const int taken = min(room, end - unit);
+        if (lane >= units && lane < units + taken) {
+          mine = entry(piece, unit + lane - units, 1);
           my_flags = piece.flags;
         }
-        unit += count;
-        ++units;
+        unit += taken;
+        units += taken;
       }
       const uint32_t slot = wave % kWaveSlots;
       mbarrier_wait(shared_address(&shared.wave_empty[slot]), ((wave / kWaveSlots) & 1) ^ 1);
@@ -126,9 +139,14 @@ struct Producer {
   }
 
   static __device__ __forceinline__ bool is_wide(int mode) { return kWide && mode >= kWaveWide; }
-  static __device__ __forceinline__ int mode_of(int rows) {
-    if (kWide && rows > 8 * kGroups) return rows > kWideRows ? kWaveWideBoth : kWaveWide;
-    return rows <= 8 ? 0 : rows <= 16 ? 1 : 2;
+  // Above 8 rows each warp would read the whole tile from shared memory for its 8: four of them take 1.5
+  // times as long as the tile takes to arrive. But warpgroups do not mask, so private rows stay with the
+  // warps.
+  static __device__ __forceinline__ int mode_of(const Piece& piece) {
+    if (kWide && piece.rows > 8 && (piece.flags & kPieceShared) != 0) {
+      return piece.rows > kWideRows ? kWaveWideBoth : kWaveWide;
+    }
+    return piece.rows <= 8 ? 0 : piece.rows <= 16 ? 1 : 2;
   }
   static __device__ __forceinline__ int most_units(int mode) {
     return !is_wide(mode) ? kConsumers >> mode : mode == kWaveWide ? 2 : 1;
@@ -227,7 +245,9 @@ struct Producer {
       const int block = shared.pages[looked_up * 8 + j];
       const CUtensorMap* map = is_v != 0 ? &p.v_map : &p.k_map;
       const uint32_t full = is_v != 0 ? v_full : k_full;
-      if (is_shared) {
+      if constexpr (kAnyDim) {
+        tma_load_4d(to, map, full, 64 * panel, slot_in_page, kv_head, block);
+      } else if (is_shared) {
         tma_load(to, map, full, 0, slot_in_page, panel, kv_head, block);
       } else {
         tma_load(to, map, full, 0, slot_in_page, panel, kv_head, block, private_policy);
@@ -364,8 +384,10 @@ struct Consumer {
                               head_of(e, row) * p.q.head_stride + 2 * (lane % 4));
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        q[i][0] = __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i));
-        q[i][1] = __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i + 16));
+        const int column = 16 * i + 2 * (lane % 4);
+        const bool first = !kFeatures || column < p.head_dim, second = !kFeatures || column + 8 < p.head_dim;
+        q[i][0] = first ? __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i)) : 0;
+        q[i][1] = second ? __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i + 16)) : 0;
       }
     } else {
 #pragma unroll
@@ -626,7 +648,9 @@ struct Consumer {
     const int batch = p.by_tokens.quotient(token), t = token - batch * p.tokens;
     char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
                                                    head * p.o.head_stride + lane * kLaneValues<kDim>);
-    store_rounded<T>(to, row.o, row.inverse());
+    if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) {
+      store_rounded<T>(to, row.o, row.inverse());
+    }
     if (p.lse != nullptr && lane == 0) {
       p.lse[(int64_t{batch} * p.kv_heads * p.group + head) * p.tokens + t] = row.lse();
     }
@@ -664,7 +688,7 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
   if (warp >= kConsumers) {
     if constexpr (kWide) registers_down<56>();
     if (warp > kConsumers) return;
-    Producer<kDim, kGroups, kWide> producer{p, shared, lane, 0, policy_evict_first()};
+    Producer<kDim, kGroups, kWide, kFeatures> producer{p, shared, lane, 0, policy_evict_first()};
     if constexpr (kListed) {
       producer.run(ListedPieces(p, shared.listed, static_cast<int>(blockIdx.x)));
     } else {

@@ -21,10 +21,7 @@ DecodeKernel lengths_kernel() {
 
 template <typename T, int kDim, int kGroups>
 DecodeKernel lengths_kernel(bool features, bool small_boxes) {
-  if (features) {
-    return small_boxes ? lengths_kernel<T, kDim, kGroups, true, true>()
-                       : lengths_kernel<T, kDim, kGroups, true, false>();
-  }
+  if (features) return lengths_kernel<T, kDim, kGroups, true, false>();
   return small_boxes ? lengths_kernel<T, kDim, kGroups, false, true>()
                      : lengths_kernel<T, kDim, kGroups, false, false>();
 }

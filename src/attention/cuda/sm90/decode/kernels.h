@@ -14,7 +14,7 @@ struct DecodeKernel {
 };
 
 // The one for `rows` rows of a kv head in one piece, or for as many as there is one for; small_boxes: tiles
-// come in boxes of 16 whole rows. `kernel` is null when head_dim has none (64, 128 and 256 have).
+// come in boxes of 16 whole rows.
 DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features, bool small_boxes);
 // The one that walks listed pieces.
 DecodeKernel tree_kernel_for(DType dtype, int head_dim);

@@ -13,7 +13,9 @@ namespace tessera::attention::cuda::sm90 {
 // What a step over a cache on sm_90 can do; the fields of the host alone.
 Status check_step_problem(const AttentionProblem& problem);
 Status check_device(const tessera::cuda::Launch& launch);
-// Anything that needs the second instantiation.
+// Of the kernel that takes it: 64, 128 or 256.
+int kernel_dim(int head_dim);
+// Anything that needs the second instantiation, other head sizes too.
 bool has_features(const AttentionProblem& problem);
 void set_problem(const AttentionProblem& problem, DecodeParams& params);
 // small_boxes: pages of a multiple of 16 slots come in boxes of 16 whole rows (a tile layout of its own).

@@ -10,11 +10,13 @@ namespace tessera::attention::cuda::sm90 {
 namespace {
 
 // In tiles; measured on an H200 (see plan.h for what they mean).
-constexpr double kPieceCost = 3.0;
-constexpr double kPrivatePieceCost = 0.5;
+constexpr double kPieceCost = 4.0;
+constexpr double kPrivatePieceCost = 1.0;
 constexpr double kPartialCost = 0.01;
-// Sharing that saves less than this many tiles a block of the grid does not pay for the second kernel.
-constexpr double kLeastSaving = 2.0;
+// Sharing has to save this many tiles a block of the grid: without it, all but the first read of a shared
+// tile come from L2 in 0.6 of a tile's time, and with it there is a second kernel, tasks of many rows and
+// their partials.
+constexpr double kLeastSaving = 28.0;
 
 struct Run {  // sequences [first, end) in table order over units [from, to)
   int32_t first, end;
@@ -37,7 +39,9 @@ class Planner {
     if (!order_.empty()) divide(0, static_cast<int32_t>(order_.size()), 0);
     count_reads();
     const double saved = double(work_.reads.unshared - work_.reads.tiles) * kv_heads_ / options_.blocks;
-    const bool shares = options_.share && saved >= kLeastSaving;
+    const bool shares = options_.sharing == TreeSharing::always
+                            ? work_.reads.shared > 0
+                            : options_.sharing == TreeSharing::when_it_pays && saved >= kLeastSaving;
     work_.explanation = format(
         "{} sequences, {} runs: {} tiles a kv head ({} shared) instead of {}; {} tiles saved a block of the "
         "grid, {} pay: {}\n",
@@ -126,10 +130,8 @@ class Planner {
     double cost;  // of a kv head
   };
 
-  // Of as many rows: a warp's, four warps', a warpgroup's, both warpgroups'.
-  static double tile_cost(int32_t rows) {
-    return rows <= 8 ? 1.0 : rows <= 32 ? 1.1 : rows <= 64 ? 1.2 : 1.6;
-  }
+  // Of as many rows: a warp's or a warpgroup's, both warpgroups'.
+  static double tile_cost(int32_t rows) { return rows <= 64 ? 1.0 : 1.7; }
 
   // The runs as parts of at most most_rows rows; shared runs further cut into `units` each by lay_out().
   void make_parts() {

@@ -24,8 +24,15 @@ struct TreeSequence {
   int64_t keys = 0;                 // the step's own included
 };
 
+enum class TreeSharing : uint8_t {
+  when_it_pays,  // by the cost model
+  always,        // whatever can be
+  never,         // every sequence walks its own table
+};
+
+// Performance only: the bits are the same.
 struct TreePlanOptions {
-  bool share = true;     // false: every sequence walks its own table (the same bits)
+  TreeSharing sharing = TreeSharing::when_it_pays;
   int blocks = 132;      // of the grid
   int shared_units = 0;  // most units of a shared piece; 0: chosen by the cost model
   int most_rows = 0;     // of a piece; 0: as many as the kernel takes

@@ -34,7 +34,8 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
   const int most_rows = tree_kernel_for(problem.dtype, problem.head_dim).most_rows;
   options.most_rows = options.most_rows > 0 ? std::min(options.most_rows, most_rows) : most_rows;
   options.blocks = std::min(launch.device.multiprocessors, kMostBlocks);
-  if (has_features(plan.problem_) || group > options.most_rows) options.share = false;
+  if (has_features(plan.problem_) || group > std::min(options.most_rows, 8 * kMostRowGroups))
+    options.sharing = TreeSharing::never;
   plan.options_ = options;
   plan.work_ = plan_tree(sequences, problem.kv_heads, group, block_size, options);
   if (!plan.work_.shares) return plan;
