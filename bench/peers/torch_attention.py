@@ -457,9 +457,9 @@ def run(options):
              "sample_ms": options.sample_ms, "warm_up_s": options.warm_up, "dense_peak": bench.peak, "matmul": matmul,
              "missing": bench.missing}
     write(about)
-    print(f"{about['device']}, torch {about['torch']}, cuDNN {about['cudnn']}; dense bf16 peak {bench.peak * 1e-12:.0f} TFLOP/s, "
-          f"matmul of 8192 {matmul * 1e-12:.0f}; times are medians of {options.rounds} rounds, rates TFLOP/s (decode TB/s of q, K, "
-          f"V and o)\nratios: a rival's time / ours, median of the rounds' own; best: against the fastest rival of the cell")
+    print(f"{about['device']}, torch {about['torch']}, cuDNN {about['cudnn']}; dense bf16 peak {bench.peak * 1e-12:.0f} TFLOP/s,"
+          f" matmul of 8192 {matmul * 1e-12:.0f}; times are medians of {options.rounds} rounds, rates TFLOP/s (decode TB/s of q, "
+          f"K, V and o)\nratios: a rival's time / ours, median of the rounds' own; best: the cell's fastest")
     print(head(options.engines))
     started, done, reasons = time.monotonic(), [], {}
     for cell in options.cells:

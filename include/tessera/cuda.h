@@ -31,9 +31,9 @@ struct CudaOptions {
   int device = 0;               // CUDA's ordinal
   std::optional<void*> stream;  // the caller's cudaStream_t (null: the default stream); none: one of its own
   // Where scratch comes from: device memory of `bytes`, aligned to 256 bytes, or null when there is none. It
-  // must live until the last call's work is done. Empty: cudaMalloc; the context keeps what it took until it
-  // goes, and a captured call needs a call of its size before it, because nothing can be allocated during a
-  // capture.
+  // must live until the last call's work is done (for a captured call: as long as its graph). Empty:
+  // cudaMalloc; the context keeps what it took until it goes, and a captured call needs a call of its size
+  // before it, because nothing can be allocated during a capture.
   std::function<void*(size_t bytes)> allocate;
 };
 

@@ -108,11 +108,37 @@ TEST_F(CudaContextTest, TakesTheCallersStreamAndScratch) {
   ASSERT_TRUE(context.ok());
   EXPECT_EQ(context->stream(), stream->handle());
   cuda::DeviceWorkspace workspace(options.allocate);
-  const Result<void*> scratch = workspace.get(0, 1024, *stream);
+  const Result<void*> scratch = workspace.get(1, 1024, *stream);
   ASSERT_FALSE(scratch.ok());
   EXPECT_EQ(scratch.status().code(), StatusCode::resource_exhausted);
   EXPECT_NE(scratch.status().message().find("needs 1024 bytes"), std::string::npos)
       << scratch.status().message();
+}
+
+TEST_F(CudaContextTest, CapturedCallsOfTheCallersScratchCountApartFromZero) {
+  const Result<cuda::Stream> stream = cuda::Stream::create();
+  ASSERT_TRUE(stream.ok());
+  CudaOptions options;
+  options.stream = stream->handle();
+  options.allocate = [](size_t) { return nullptr; };
+  problem_.mask.causal = true;  // its tiles are counted
+  const Result<CudaContext> first = CudaContext::create(options), second = CudaContext::create(options);
+  const Result<cuda::Graph> graph = cuda::Graph::capture(*stream, [&]() -> Status {
+    TESSERA_RETURN_IF_ERROR(attention::forward(*first, problem_, tensors_));
+    return attention::forward(*second, problem_, tensors_);
+  });
+  ASSERT_TRUE(graph.ok()) << graph.status().message();
+  EXPECT_TRUE(graph->launch(*stream).ok());
+  EXPECT_TRUE(graph->launch(*stream).ok());
+  EXPECT_TRUE(stream->synchronize().ok());
+  cuda::DeviceWorkspace a(options.allocate), b(options.allocate);
+  const Result<void*> x = a.get(0, 4, *stream), y = b.get(0, 4, *stream);
+  ASSERT_TRUE(x.ok() && y.ok());
+  EXPECT_NE(*x, *y);
+  int32_t value = 1;
+  EXPECT_TRUE(cuda::copy(&value, *x, 4, *stream).ok());
+  EXPECT_TRUE(stream->synchronize().ok());
+  EXPECT_EQ(value, 0);
 }
 
 TEST_F(CudaContextTest, AnUnknownDeviceIsNamed) {

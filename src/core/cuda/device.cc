@@ -2,6 +2,10 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <map>
+#include <mutex>
+
 #include "core/format.h"
 
 namespace tessera::cuda {
@@ -210,9 +214,71 @@ Status fill_bytes(void* destination, int value, size_t bytes, const Stream& stre
                    format("filling {} bytes", bytes));
 }
 
-Result<void*> DeviceWorkspace::take(int slot, size_t bytes, const Stream& stream) {
+namespace {
+
+// Zeros on each device for counters, given out once and never again: 128 bytes for each captured call that
+// counts keep two graphs that run at once apart, and need no clearing in the graph.
+class Zeros {
+ public:
+  // `bytes` of zeros on the current device. Allocates, when it must, in spite of a capture under way.
+  Result<void*> take(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    int device = 0;
+    TESSERA_RETURN_IF_ERROR(to_status(cudaGetDevice(&device), "the current device"));
+    Slab& slab = slabs_[device];
+    const size_t granules = (bytes + kGranule - 1) / kGranule * kGranule;
+    if (slab.left < granules) {
+      const size_t size = std::max(kSlab, granules);
+      TESSERA_ASSIGN_OR_RETURN(slab.next, allocate(size));
+      slab.left = size;
+    }
+    void* const taken = slab.next;
+    slab.next += granules;
+    slab.left -= granules;
+    return taken;
+  }
+
+ private:
+  static constexpr size_t kGranule = 128, kSlab = size_t{1} << 20;
+  struct Slab {
+    char* next = nullptr;
+    size_t left = 0;
+  };
+
+  static Result<char*> allocate(size_t size) {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // cudaMalloc is no part of a graph
+    TESSERA_RETURN_IF_ERROR(to_status(cudaThreadExchangeStreamCaptureMode(&mode), "a capture's mode"));
+    const Result<char*> made = [&]() -> Result<char*> {
+      TESSERA_ASSIGN_OR_RETURN(const Stream stream, Stream::create());
+      void* memory = nullptr;
+      TESSERA_RETURN_IF_ERROR(to_status(cudaMalloc(&memory, size), format("{} bytes for counters", size)));
+      TESSERA_RETURN_IF_ERROR(fill_bytes(memory, 0, size, stream));
+      TESSERA_RETURN_IF_ERROR(stream.synchronize());
+      return static_cast<char*>(memory);
+    }();
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return made;
+  }
+
+  std::mutex mutex_;
+  std::map<int, Slab> slabs_;
+};
+
+Zeros& zeros() {
+  static Zeros* const instance = new Zeros;  // graphs may outlive every owner
+  return *instance;
+}
+
+}  // namespace
+
+Result<void*> DeviceWorkspace::take(int slot, size_t bytes, const Stream&) {
   auto& [data, size] = taken_[slot];
   if (size >= bytes) return data;
+  if (slot == 0) {
+    TESSERA_ASSIGN_OR_RETURN(data, zeros().take(bytes));
+    size = bytes;
+    return data;
+  }
   void* const grown = source_(bytes);
   if (grown == nullptr) {
     size_t free = 0, total = 0;
@@ -222,7 +288,6 @@ Result<void*> DeviceWorkspace::take(int slot, size_t bytes, const Stream& stream
                "{} are free",
                bytes, free, total));
   }
-  TESSERA_RETURN_IF_ERROR(fill_bytes(grown, 0, bytes, stream));
   data = grown;
   size = bytes;
   return data;

@@ -164,7 +164,7 @@ class DeviceWorkspace {
   // Device memory of so many bytes, aligned to 256, or null; it lives as long as the workspace is used.
   using Source = std::function<void*(size_t bytes)>;
   DeviceWorkspace() = default;
-  // Takes memory from `source` instead of cudaMalloc, during a capture too: its zeroing is then captured.
+  // From `source`, during a capture too, and not zeroed; slot 0, for counters, is zeros of the library's own.
   explicit DeviceWorkspace(Source source) : source_(std::move(source)) {}
   // At least `bytes` in the slot. An error while a graph is being captured and the slot is too small: call
   // once first.
