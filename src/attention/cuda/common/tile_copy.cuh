@@ -14,7 +14,8 @@ inline constexpr int kPitch = kDim* kBytes<kType> + 16;
 // [kRows][kDim] of one head into shared memory by kThreads threads, 16 bytes each time. What lies outside
 // the rows [begin, end) or past `dim` becomes 0 and is not read, so that NaN there changes nothing.
 // REQUIRES: kRows rows span less than 2^32 bytes: a thread's place in a tile is then one register.
-template <DType kType, int kDim, int kRows, int kThreads>
+// kKept: a thread keeps its place in a tile, in one register; otherwise it works it out for each copy.
+template <DType kType, int kDim, int kRows, int kThreads, bool kKept = true>
 class TileCopy {
   static constexpr int kChunks = kDim * kBytes<kType> / 16;
   // Neighbouring lanes take neighbouring chunks; a thread's chunks lie kLanes apart.
@@ -35,18 +36,19 @@ class TileCopy {
   // Rows [first, first + kRows) of the head; a row stays 0 too where seen is given and seen[row] is 0.
   __device__ __forceinline__ void copy(uint32_t tile, int first, int begin, int end,
                                        const uint8_t* seen = nullptr) const {
-    const char* base = data_ + first * stride_;
+    const char* from = kKept ? data_ + first * stride_ + thread_
+                             : data_ + static_cast<int>(threadIdx.x) % kLanes * 16 + (first + row_) * stride_;
 #pragma unroll
     for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
       const int row = first + row_ + i * kRowsAtOnce;
       bool wanted = row >= begin && row < end;
       if (seen != nullptr && wanted) wanted = seen[row] != 0;
-      const char* from = base + (thread_ + i * kRowsAtOnce * static_cast<uint32_t>(stride_));
 #pragma unroll
       for (int c = 0; c < kChunks / kLanes; ++c) {
         cp_async_16(tile + offset_ + i * kRowsAtOnce * kPitch<kType, kDim> + c * kLanes * 16,
                     from + c * kLanes * 16, wanted && c * kLanes * 16 < dim_bytes_);
       }
+      from += kRowsAtOnce * stride_;
     }
   }
 
