@@ -19,12 +19,13 @@
 //
 // Invariants:
 //  1. wgmma accumulators are touched only between a wait and the next issue; no wgmma stands under a branch.
-//  2. A K stage is released by every warp (4 * kGroups arrivals), after its last ldmatrix: the slow path
-//  reads K with it. A V stage
-//     is read by wgmma alone and is released once a warpgroup.
+//  2. A stage of K or V is released by every warp (4 * kGroups arrivals), after its last read of it. Q's
+//  buffer is released when
+//     the first product has read its fragments: an arrival may overtake an ldmatrix whose registers nobody
+//     has used yet.
 //  3. Every role walks the same tiles and, in each, the same blocks from the last to the first; a warpgroup
-//  whose rows do not
-//     reach a block waits for its stage and releases it.
+//  whose
+//     rows do not reach a block waits for its stage and releases it.
 #pragma once
 
 #include <cstdint>
@@ -474,13 +475,11 @@ struct Prefill {
       if constexpr (C::kQInRegisters) {
 #pragma unroll
         for (int step = 0; step < D / 16; ++step) q_fragment(q[step], q_tile, step);
-        __syncwarp();
-        if (lane == 0) shared.q_ring().release(q_stage);
       }
 
       // Blocks that only the warpgroups below see.
 #pragma unroll 1
-      for (int block = all.high - 1; block >= high; --block) skip(shared, k_at, v_at, thread, lane);
+      for (int block = all.high - 1; block >= high; --block) skip(shared, k_at, v_at, lane);
 
       float s[BN / 2], o[D / 2];
       uint32_t probabilities[BN / 16][4];
@@ -491,6 +490,9 @@ struct Prefill {
       wgmma_commit();
       wgmma_wait<0>();
       pin(s);
+      // Q's fragments have been read by the product just waited for: only now its buffer may be written
+      // again.
+      if (C::kQInRegisters && lane == 0) shared.q_ring().release(q_stage);
       if (lane == 0) shared.k_ring().release(k_at.stage);
       k_at.next();
       if constexpr (kGeneral) {
@@ -544,7 +546,7 @@ struct Prefill {
         k_at.next();
         wgmma_wait<0>();
         pin(o);
-        if (thread == 0) shared.v_ring().release(v_at.stage);
+        if (lane == 0) shared.v_ring().release(v_at.stage);
         v_at.next();
         if (again) {
 #pragma unroll
@@ -564,35 +566,34 @@ struct Prefill {
       wgmma_commit();
       wgmma_wait<0>();
       pin(o);
-      if (thread == 0) shared.v_ring().release(v_at.stage);
+      if (lane == 0) shared.v_ring().release(v_at.stage);
       v_at.next();
 #pragma unroll 1
-      for (int block = low - 1; block >= all.low; --block) skip(shared, k_at, v_at, thread, lane);
+      for (int block = low - 1; block >= all.low; --block) skip(shared, k_at, v_at, lane);
 
       finish(p, shared, group, tile, o, state);
       tile = next_tile(shared, tiles, tile, lane);
     }
-    if (lane == 0) bulk_wait_read<0>();  // shared memory must outlive the last store's reads
+    if (thread == 0) bulk_wait_read<0>();  // shared memory must outlive the last store's reads
   }
 
   static __device__ __forceinline__ int next_tile(const Shared& shared, RingPosition<2>& tiles, int tile,
                                                   int lane) {
     if constexpr (!C::kDynamic) return tile + static_cast<int>(gridDim.x);
     shared.tile_ring().wait(tiles.stage, tiles.phase);
-    const int next = load_shared(shared.tile(tiles.stage));
-    __syncwarp();
+    const int next = __shfl_sync(0xffffffffu, load_shared(shared.tile(tiles.stage)), 0);
     if (lane == 0) shared.tile_ring().release(tiles.stage);
     tiles.next();
     return next;
   }
 
   static __device__ __forceinline__ void skip(const Shared& shared, RingPosition<C::kStages>& k_at,
-                                              RingPosition<C::kStages>& v_at, int thread, int lane) {
+                                              RingPosition<C::kStages>& v_at, int lane) {
     shared.k_ring().wait(k_at.stage, k_at.phase);
     if (lane == 0) shared.k_ring().release(k_at.stage);
     k_at.next();
     shared.v_ring().wait(v_at.stage, v_at.phase);
-    if (thread == 0) shared.v_ring().release(v_at.stage);
+    if (lane == 0) shared.v_ring().release(v_at.stage);
     v_at.next();
   }
 
@@ -651,7 +652,7 @@ struct Prefill {
   // o / l through shared memory to the tensor, LSE from the rows' first lanes.
   static __device__ __forceinline__ void finish(const Params& p, const Shared& shared, int group, int tile,
                                                 float (&o)[D / 2], RowPair& state) {
-    const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
+    const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31, warp = thread >> 5;
     const TileIndex index = tile_index<C::kDynamic>(p, tile);
     const Rows rows = sequence<C::kForm>(p, index.batch);
     const int my_first = index.m * C::kRows + 64 * group;
@@ -668,14 +669,10 @@ struct Prefill {
         lse[at] = empty ? -INFINITY : (state.m[row] + log2_fast(sum)) * kLn2;
       }
     }
-    // Each warp's 16 rows go out by themselves: nobody waits for the others.
-    const uint32_t tile_at = shared.o(group) + warp * 16 * 128;
-    if (lane == 0) bulk_wait_read<0>();  // the store of the tile before
-    if constexpr (C::kOInQ) {
-      named_barrier_sync(1 + group, 128);  // the warps' last reads of Q
-    } else {
-      __syncwarp();
-    }
+    // The warpgroup's four warps meet here, twice a tile: without it they drift apart from tile to tile, and
+    // short causal tiles had wrong bits (docs/decisions/hopper-forward.md).
+    if (!C::kOInQ && thread == 0) bulk_wait_read<0>();  // the store of the tile before
+    named_barrier_sync(1 + group, 128);
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
       uint32_t r[4];
@@ -683,35 +680,35 @@ struct Prefill {
       for (int i = 0; i < 4; ++i) {
         r[i] = pack2<T>(o[8 * step + 2 * i] * inverse[i & 1], o[8 * step + 2 * i + 1] * inverse[i & 1]);
       }
-      stmatrix_x4(tile_at + swizzled_offset<64>(lane & 15, 2 * step + (lane >> 4)), r[0], r[1], r[2], r[3]);
+      stmatrix_x4(shared.o(group) + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)),
+                  r[0], r[1], r[2], r[3]);
     }
-    if (kRagged && rows.rows - my_first < 64) {
-      // The rows behind are another sequence's. (Asked for the warpgroup: a branch that differs between warps
-      // would serialise the wgmma of the next tile.)
-      __syncwarp();
-      const int left = at_most(rows.rows - my_first - 16 * warp, 16);
+    const int left = rows.rows - my_first;
+    if (kRagged && left < 64) {
+      // The rows behind are another sequence's.
+      named_barrier_sync(1 + group, 128);
       char* const out =
           static_cast<char*>(p.o_data) + 2 * (rows.q_batch * p.o_batch_stride + index.head * p.o_head_stride +
-                                              (rows.q_first + my_first + 16 * warp) * p.o_row_stride);
+                                              (rows.q_first + my_first) * p.o_row_stride);
       const int pieces = p.v_head_dim / 8;
 #pragma unroll 1
-      for (int at = lane; at < left * pieces; at += 32) {
+      for (int at = thread; at < left * pieces; at += 128) {
         const int row = at / pieces, piece = at - row * pieces;
         uint4 value;
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                     : "r"(tile_at + swizzled_offset<64>(row, piece))
+                     : "r"(shared.o(group) + swizzled_offset<64>(row, piece))
                      : "memory");
         *reinterpret_cast<uint4*>(out + 2 * (row * p.o_row_stride + 8 * piece)) = value;
       }
-      __syncwarp();
+      named_barrier_sync(1 + group, 128);
     } else {
       fence_async_shared();
-      __syncwarp();
-      if (lane == 0) {
+      named_barrier_sync(1 + group, 128);
+      if (thread == 0) {
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          tma_store_4d(&p.o, tile_at + panel * (64 * 128), 64 * panel, rows.q_first + my_first + 16 * warp,
+          tma_store_4d(&p.o, shared.o(group) + panel * (64 * 128), 64 * panel, rows.q_first + my_first,
                        index.head, rows.q_batch);
         }
         bulk_commit();
@@ -719,7 +716,7 @@ struct Prefill {
       }
     }
     if constexpr (C::kOInQ) {
-      if (lane == 0) shared.q_ring().release(group);
+      if (thread == 0) shared.q_ring().release(group);
     }
   }
 };
@@ -738,8 +735,8 @@ __global__ __launch_bounds__(C::kThreads,
     prefetch_tensor_map(&p.v);
     prefetch_tensor_map(&p.o);
     shared.k_ring().init(C::kStages, 1, 4 * C::kGroups);
-    shared.v_ring().init(C::kStages, 1, C::kGroups);
-    shared.q_ring().init(C::kGroups * C::kQBuffers, 1, 4);
+    shared.v_ring().init(C::kStages, 1, 4 * C::kGroups);
+    shared.q_ring().init(C::kGroups * C::kQBuffers, 1, C::kOInQ ? 1 : 4);
     shared.tile_ring().init(2, 1, 4 * C::kGroups + 1);
     fence_barrier_init();
   }

@@ -59,7 +59,7 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
                               p.v_head_dim, params.box_rows));
   const Strided<const void*> o{t.o.data, t.o.batch_stride, t.o.row_stride, t.o.head_stride};
   TESSERA_RETURN_IF_ERROR(
-      map(&params.o, "o", o, packed_q, p.batch, params.total_q, p.heads, p.v_head_dim, 16));
+      map(&params.o, "o", o, packed_q, p.batch, params.total_q, p.heads, p.v_head_dim, 64));
   params.lse = t.lse;
   params.lse_head_stride = params.total_q;
   params.lse_batch_stride = packed_q ? 0 : int64_t{p.heads} * p.seqlen_q;

@@ -12,7 +12,7 @@ namespace tessera::attention::cuda::sm90 {
 
 struct PrefillParams {
   CUtensorMap q, k, v,
-      o;       // dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 16)
+      o;       // dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 64)
   float* lse;  // row r of head h of batch b at b * lse_batch_stride + h * lse_head_stride + r; or null
   int64_t lse_batch_stride, lse_head_stride;
   int32_t* next_tile;                 // 0 between launches; null: tiles are dealt in turn
