@@ -32,8 +32,7 @@ Result<Encode> encoder() {
 
 Status check_alignment(const char* what, const Strided<const void*>& tensor) {
   if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0) {
-    return unsupported(format("{}'s address {} must be a multiple of 16 bytes", what, tensor.data),
-                            what);
+    return unsupported(format("{}'s address {} must be a multiple of 16 bytes", what, tensor.data), what);
   }
   for (const int64_t stride : {tensor.row_stride, tensor.head_stride, tensor.batch_stride}) {
     if (stride < 0 || stride % 8 != 0 || stride >= int64_t{1} << 39) {
