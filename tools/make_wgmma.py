@@ -7,7 +7,7 @@
 import pathlib
 import sys
 
-SIZES = [8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 176, 192, 256]
+SIZES = [64, 80, 96, 128]
 TYPES = {"__nv_bfloat16": "bf16", "__half": "f16"}
 PATH = pathlib.Path(__file__).resolve().parent.parent / "src/attention/cuda/common/wgmma.cuh"
 

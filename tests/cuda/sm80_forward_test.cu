@@ -28,30 +28,8 @@ class Sm80Forward : public ::testing::TestWithParam<DType> {
   std::optional<tessera::cuda::Launch> launch_;
 };
 
-bool goes_together(Feature a, Feature b) {
-  if (b != Feature::ancestors) return true;
-  return a != Feature::varlen && a != Feature::seqused;
-}
-
-void add(DenseCase& c, Feature feature) {
-  c.add(feature);
-  if (feature == Feature::gaps) c.gap = 8;  // 16 bytes of every dtype
-}
-
 TEST_P(Sm80Forward, EachFeatureAndEachPair) {
-  uint32_t seed = kSeed;
-  for (const Feature a : kEveryFeature) {
-    for (const Feature b : kEveryFeature) {
-      if (b < a || !goes_together(a, b)) continue;
-      SCOPED_TRACE(std::string(name(a)) + " and " + name(b) + ", seed " + std::to_string(seed));
-      DenseCase c(GetParam(), 3, 37, 150, 2, 40, seed++);
-      add(c, a);
-      if (b != a) add(c, b);
-      c.fill(2.0f);
-      run_and_check(c);
-      if (HasFailure()) return;
-    }
-  }
+  each_feature_and_each_pair(GetParam(), kSeed, [&](DenseCase& c) { run_and_check(c); });
 }
 
 TEST_P(Sm80Forward, EveryDimension) {

@@ -138,4 +138,33 @@ inline void check_tf32(DenseCase& c) {
   EXPECT_TRUE(lse_error <= 2 * plain_lse_error + 1e-5) << lse_error << " against " << plain_lse_error;
 }
 
+// What the device tests leave out of the pairs of features: a tree has one length of rows and keys.
+inline bool goes_together(Feature a, Feature b) {
+  if (b != Feature::ancestors) return true;
+  return a != Feature::varlen && a != Feature::seqused;
+}
+
+// The feature, with gaps that keep rows on 16 bytes, which every CUDA kernel asks for.
+inline void add_on_device(DenseCase& c, Feature feature) {
+  c.add(feature);
+  if (feature == Feature::gaps) c.gap = 8;
+}
+
+// Each feature and each pair on a small problem: check(case) runs it, and stops the rest when it failed.
+template <typename Check>
+void each_feature_and_each_pair(DType dtype, uint32_t seed, Check&& check) {
+  for (const Feature a : kEveryFeature) {
+    for (const Feature b : kEveryFeature) {
+      if (b < a || !goes_together(a, b)) continue;
+      SCOPED_TRACE(std::string(name(a)) + " and " + name(b) + ", seed " + std::to_string(seed));
+      DenseCase c(dtype, 3, 37, 150, 2, 40, seed++);
+      add_on_device(c, a);
+      if (b != a) add_on_device(c, b);
+      c.fill(2.0f);
+      check(c);
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
+}
+
 }  // namespace tessera::attention

@@ -124,10 +124,10 @@ struct Producer {
       }
       int place = 0;
       for (int t = 0; t < most_tiles; ++t) {
-        unsigned todo = __ballot_sync(~0u, lane < units && mine.tiles > t);
-        while (todo != 0) {
-          const int u = __ffs(static_cast<int>(todo)) - 1;
-          todo &= todo - 1;
+        unsigned waiting = __ballot_sync(~0u, lane < units && mine.tiles > t);
+        while (waiting != 0) {
+          const int u = __ffs(static_cast<int>(waiting)) - 1;
+          waiting &= waiting - 1;
           const int key = __shfl_sync(~0u, mine.first_key, u) + t * kTile;
           const int end_key = __shfl_sync(~0u, mine.end_key, u);
           issue(slot, place++, u * most_tiles + t, key, end_key, __shfl_sync(~0u, mine.kv_head, u),

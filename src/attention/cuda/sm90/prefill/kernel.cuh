@@ -32,6 +32,7 @@
 #include <type_traits>
 
 #include "attention/cuda/common/mask.cuh"
+#include "attention/cuda/common/mma.cuh"
 #include "attention/cuda/common/philox.cuh"
 #include "attention/cuda/common/pipe.cuh"
 #include "attention/cuda/common/ptx.cuh"
@@ -68,6 +69,7 @@ struct Prefill {
   using Params = typename C::Params;
   using Rows = sm90::Sequence;
 
+  static constexpr DType kType = std::is_same_v<T, __half> ? DType::f16 : DType::bf16;
   using QFragments = uint32_t[C::kQInRegisters ? D / 16 : 1][4];
   // Columns [16 * step, + 16) of the warp's 16 rows of Q.
   static __device__ __forceinline__ void q_fragment(uint32_t (&a)[4], uint32_t q_tile, int step) {
@@ -160,28 +162,42 @@ struct Prefill {
       }
     }
   }
+  // The largest of this thread's elements of a row.
+  static __device__ __forceinline__ float row_maximum(const float (&s)[BN / 2], int row) {
+    float most = s[2 * row], next = s[2 * row + 1];
+#pragma unroll
+    for (int i = 1; i < BN / 8; ++i) {
+      most = fmaxf(most, s[4 * i + 2 * row]);
+      next = fmaxf(next, s[4 * i + 2 * row + 1]);
+    }
+    return fmaxf(most, next);
+  }
+  // A row's elements become 2^(scale * s + shift); their sum, in two chains.
+  static __device__ __forceinline__ float exponentials(float (&s)[BN / 2], int row, float scale,
+                                                       float shift) {
+    float sum = 0.0f, other = 0.0f;
+#pragma unroll
+    for (int i = 0; i < BN / 8; ++i) {
+      float& x = s[4 * i + 2 * row];
+      float& y = s[4 * i + 2 * row + 1];
+      x = exp2_fast(__fmaf_rn(x, scale, shift));
+      y = exp2_fast(__fmaf_rn(y, scale, shift));
+      sum += x;
+      other += y;
+    }
+    return sum + other;
+  }
+
   // The ordinary online softmax of scores in units of log2.
   static __device__ __forceinline__ void online_softmax(float (&s)[BN / 2], RowPair& state,
                                                         float (&factor)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float most = s[2 * row];
-#pragma unroll
-      for (int i = 0; i < BN / 8; ++i) most = fmaxf(most, fmaxf(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
-      most = fmaxf(state.m[row], quad_max(most));
+      const float most = fmaxf(state.m[row], quad_max(row_maximum(s, row)));
       const float base = subtractable(most);
       factor[row] = exp2_fast(state.m[row] - base);
       state.m[row] = most;
-      float sum = 0.0f;
-#pragma unroll
-      for (int i = 0; i < BN / 8; ++i) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& x = s[4 * i + 2 * row + c];
-          x = exp2_fast(x - base);
-          sum += x;
-        }
-      }
+      const float sum = exponentials(s, row, 1.0f, -base);
       state.l[row] = __fmaf_rn(state.l[row], factor[row], sum);
     }
   }
@@ -190,26 +206,9 @@ struct Prefill {
   static __device__ __forceinline__ void first_softmax(float (&s)[BN / 2], RowPair& state, float scale) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float most = s[2 * row], next = s[2 * row + 1];
-#pragma unroll
-      for (int i = 1; i < BN / 8; ++i) {
-        most = fmaxf(most, s[4 * i + 2 * row]);
-        next = fmaxf(next, s[4 * i + 2 * row + 1]);
-      }
-      most = quad_max(fmaxf(most, next)) * scale;
+      const float most = quad_max(row_maximum(s, row)) * scale;
       state.m[row] = most;
-      const float shift = most == -INFINITY ? 0.0f : -most;
-      float sum = 0.0f, other = 0.0f;
-#pragma unroll
-      for (int i = 0; i < BN / 8; ++i) {
-        float& x = s[4 * i + 2 * row];
-        float& y = s[4 * i + 2 * row + 1];
-        x = exp2_fast(__fmaf_rn(x, scale, shift));
-        y = exp2_fast(__fmaf_rn(y, scale, shift));
-        sum += x;
-        other += y;
-      }
-      state.l[row] = sum + other;
+      state.l[row] = exponentials(s, row, scale, -subtractable(most));
     }
   }
 
@@ -218,18 +217,7 @@ struct Prefill {
                                                              float scale, float (&sums)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const float shift = -state.m[row];
-      float sum = 0.0f, other = 0.0f;
-#pragma unroll
-      for (int i = 0; i < BN / 8; ++i) {
-        float& x = s[4 * i + 2 * row];
-        float& y = s[4 * i + 2 * row + 1];
-        x = exp2_fast(__fmaf_rn(x, scale, shift));
-        y = exp2_fast(__fmaf_rn(y, scale, shift));
-        sum += x;
-        other += y;
-      }
-      sums[row] = sum + other;
+      sums[row] = exponentials(s, row, scale, -state.m[row]);
     }
     return sums[0] <= largest_sum<T>() && sums[1] <= largest_sum<T>();
   }
@@ -261,8 +249,8 @@ struct Prefill {
         for (int step = 0; step < D / 16; ++step) {
           uint32_t b[4];
           ldmatrix_x4(b, k_tile + swizzled_offset<BN>(16 * n + key, 2 * step + half));
-          mma_16x8x16(s + 8 * n, q[step], b[0], b[1]);
-          mma_16x8x16(s + 8 * n + 4, q[step], b[2], b[3]);
+          mma<kType>(s + 8 * n, q[step], b[0], b[1]);
+          mma<kType>(s + 8 * n + 4, q[step], b[2], b[3]);
         }
       } else {
 #pragma unroll 1
@@ -270,52 +258,20 @@ struct Prefill {
           uint32_t a[4], b[4];
           q_fragment(a, q_tile, step);
           ldmatrix_x4(b, k_tile + swizzled_offset<BN>(16 * n + key, 2 * step + half));
-          mma_16x8x16(s + 8 * n, a, b[0], b[1]);
-          mma_16x8x16(s + 8 * n + 4, a, b[2], b[3]);
+          mma<kType>(s + 8 * n, a, b[0], b[1]);
+          mma<kType>(s + 8 * n + 4, a, b[2], b[3]);
         }
       }
     }
     if (masked) mask(p, sequence, s, block, first);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float most = s[2 * row];
-#pragma unroll
-      for (int i = 0; i < BN / 8; ++i) most = fmaxf(most, fmaxf(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
-      most = fmaxf(state.m[row], quad_max(most) * scale);
+      float most = fmaxf(state.m[row], quad_max(row_maximum(s, row)) * scale);
       if (!outgrown[row]) most = state.m[row];
-      const float shift = most == -INFINITY ? 0.0f : -most;
       factor[row] = outgrown[row] && most != -INFINITY ? exp2_fast(state.m[row] - most) : 1.0f;
       state.m[row] = most;
-      float sum = 0.0f, other = 0.0f;
-#pragma unroll
-      for (int i = 0; i < BN / 8; ++i) {
-        float& x = s[4 * i + 2 * row];
-        float& y = s[4 * i + 2 * row + 1];
-        x = exp2_fast(__fmaf_rn(x, scale, shift));
-        y = exp2_fast(__fmaf_rn(y, scale, shift));
-        sum += x;
-        other += y;
-      }
-      sums[row] = sum + other;
+      sums[row] = exponentials(s, row, scale, -subtractable(most));
       state.l[row] *= factor[row];
-    }
-  }
-
-  static __device__ __forceinline__ void mma_16x8x16(float* d, const uint32_t (&a)[4], uint32_t b0,
-                                                     uint32_t b1) {
-    if constexpr (std::is_same_v<T, __half>) {
-      asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-          "{%0, %1, %2, %3};"
-          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    } else {
-      asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-          "{%0, %1, %2, "
-          "%3};"
-          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     }
   }
 
