@@ -26,6 +26,9 @@ if(TESSERA_HAS_CUDA)
   # -fmad=false: as for C++, a fused multiply-add is written where it is wanted.
   # 20012 and 20013: defaulted and constexpr functions of the standard library in device code are meant.
   add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--expt-relaxed-constexpr;-lineinfo;-Xptxas=-v;-diag-suppress=20012,20013;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Wno-unused-parameter>")
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)  # a sixth of the bytes; unpacked when a kernel is first used
+    add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>")
+  endif()
   if(TESSERA_WERROR)
     add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>")
   endif()
