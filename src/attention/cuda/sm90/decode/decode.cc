@@ -6,8 +6,8 @@
 #include <numeric>
 
 #include "attention/cuda/common/tma.h"
-#include "attention/cuda/sm90/decode/append.h"
 #include "attention/cuda/sm90/decode/launch.h"
+#include "attention/cuda/steps/append.h"
 #include "core/format.h"
 
 namespace tessera::attention::cuda::sm90 {

@@ -2,9 +2,11 @@
 #pragma once
 
 #include "attention/cuda/common/ptx.cuh"
-#include "attention/cuda/sm90/decode/params.h"
+#include "attention/cuda/steps/params.h"
 
 namespace tessera::attention::cuda::sm90 {
+
+using namespace steps;  // what step kernels of all architectures share
 
 inline constexpr int kConsumers = 8;  // warps
 inline constexpr int kDecodeThreads = 32 * (kConsumers + 1);

@@ -24,9 +24,9 @@
 
 #include "attention/cuda/common/ptx.cuh"
 #include "attention/cuda/sm90/decode/entry.cuh"
-#include "attention/cuda/sm90/decode/schedule.cuh"
-#include "attention/cuda/sm90/decode/state.cuh"
 #include "attention/cuda/sm90/decode/wide.cuh"
+#include "attention/cuda/steps/schedule.cuh"
+#include "attention/cuda/steps/state.cuh"
 
 namespace tessera::attention::cuda::sm90 {
 

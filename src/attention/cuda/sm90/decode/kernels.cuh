@@ -1,9 +1,9 @@
 // Picks an instantiation; included by the kernel_DIM.cu files.
 #pragma once
 
-#include "attention/cuda/sm90/decode/combine.cuh"
 #include "attention/cuda/sm90/decode/kernel.cuh"
 #include "attention/cuda/sm90/decode/kernels.h"
+#include "attention/cuda/steps/combine.cuh"
 
 namespace tessera::attention::cuda::sm90 {
 

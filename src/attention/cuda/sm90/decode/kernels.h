@@ -1,10 +1,12 @@
 // The compiled kernels of decode and tree attention, one file for each head_dim.
 #pragma once
 
-#include "attention/cuda/sm90/decode/params.h"
+#include "attention/cuda/steps/params.h"
 #include "tessera/dtype.h"
 
 namespace tessera::attention::cuda::sm90 {
+
+using namespace steps;  // what step kernels of all architectures share
 
 struct DecodeKernel {
   const void* kernel = nullptr;   // of DecodeParams

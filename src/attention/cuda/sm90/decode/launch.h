@@ -3,12 +3,14 @@
 
 #include "attention/cuda/common/slots.h"
 #include "attention/cuda/sm90/decode/kernels.h"
-#include "attention/cuda/sm90/decode/params.h"
+#include "attention/cuda/steps/params.h"
 #include "core/cuda/device.h"
 #include "tessera/attention.h"
 #include "tessera/paged.h"
 
 namespace tessera::attention::cuda::sm90 {
+
+using namespace steps;  // what step kernels of all architectures share
 
 // What a step over a cache on sm_90 can do; the fields of the host alone.
 Status check_step_problem(const AttentionProblem& problem);

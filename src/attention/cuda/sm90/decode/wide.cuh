@@ -11,6 +11,7 @@
 #include "attention/cuda/common/tile.cuh"
 #include "attention/cuda/common/wgmma.cuh"
 #include "attention/cuda/sm90/decode/entry.cuh"
+#include "attention/cuda/steps/state.cuh"
 
 namespace tessera::attention::cuda::sm90 {
 

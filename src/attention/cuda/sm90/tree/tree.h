@@ -7,13 +7,15 @@
 #include <span>
 #include <string>
 
-#include "attention/cuda/sm90/tree/plan.h"
+#include "attention/cuda/steps/plan.h"
 #include "core/cuda/device.h"
 #include "tessera/attention.h"
 #include "tessera/paged.h"
 #include "tessera/status.h"
 
 namespace tessera::attention::cuda::sm90 {
+
+using namespace steps;  // what step kernels of all architectures share
 
 // A plan for one step's block tables, used for every layer. Made on the host from the host's copy of the
 // tables and lengths; it stays valid, in a captured graph too, while tables keep their blocks and no sequence

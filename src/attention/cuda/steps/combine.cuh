@@ -3,10 +3,10 @@
 // while that kernel still runs.
 #pragma once
 
-#include "attention/cuda/sm90/decode/schedule.cuh"
-#include "attention/cuda/sm90/decode/state.cuh"
+#include "attention/cuda/steps/schedule.cuh"
+#include "attention/cuda/steps/state.cuh"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 
 template <typename T, int kDim>
 struct Combiner {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     if (exists) mine = c.tokens[pair];
     const int64_t offset = head_in_group;
     int32_t entry = lane < mine.count ? __ldg(c.entries + mine.first + lane) : 0;
-    dependency_wait();
+    wait_for_kernels_before();
     if (!exists || mine.count == 0) return;
     for (int first = 0;;) {
       combiner.add(entry, min(32, mine.count - first), offset);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     // The lengths are final: the kernel that this one depends on let it start after waiting for all before.
     const Schedule<kFeatures> schedule(p, lane);
     if (!schedule.split || !exists) {
-      dependency_wait();
+      wait_for_kernels_before();
       return;
     }
     const int row_in_pair = t * p.group + head_in_group;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     };
     next_cut(0);
     if (cut >= e.units) {  // whole: its block writes it
-      dependency_wait();
+      wait_for_kernels_before();
       return;
     }
     int32_t entry = 0, segment_end = 0, unit = 0;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
         // Up to the first cut in one, then unit by unit.
         unit = begins ? min(cut, segment_end) : unit + 1;
       }
-      if (!waited) dependency_wait();
+      if (!waited) wait_for_kernels_before();
       waited = true;
       combiner.add(entry, count, row);
     }
@@ -136,4 +136,4 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
   }
 }
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

@@ -2,10 +2,10 @@
 // into scratch. One warp a row; every row moves once in and once out.
 #pragma once
 
-#include "attention/cuda/sm90/decode/params.h"
+#include "attention/cuda/steps/params.h"
 #include "tessera/rope.h"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 
 struct AppendParams {
   TokenRows<const void> k, v;        // [batch, appended, kv_heads, head_dim]
@@ -33,4 +33,4 @@ struct AppendParams {
 const void* append_kernel_for(DType dtype);
 int64_t append_blocks(const AppendParams& params);
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

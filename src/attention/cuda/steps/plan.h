@@ -15,9 +15,9 @@
 #include <string>
 #include <vector>
 
-#include "attention/cuda/sm90/decode/params.h"
+#include "attention/cuda/steps/params.h"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 
 struct TreeSequence {
   const int32_t* blocks = nullptr;  // host memory; only those that hold `keys` are read
@@ -61,4 +61,4 @@ struct TreeWork {
 TreeWork plan_tree(std::span<const TreeSequence> sequences, int kv_heads, int group, int64_t block_size,
                    const TreePlanOptions& options);
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

@@ -1,10 +1,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "attention/cuda/common/ptx.cuh"
-#include "attention/cuda/sm90/decode/append.h"
+#include "attention/cuda/steps/append.h"
+#include "attention/cuda/steps/state.cuh"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 namespace {
 
 constexpr int kWarps = 4;
@@ -39,8 +39,8 @@ __device__ void move_row(const AppendParams& p, const T* from, T* to, bool turns
 
 template <typename T>
 __global__ void __launch_bounds__(32 * kWarps) append_kernel(const __grid_constant__ AppendParams p) {
-  dependency_wait();
-  dependency_launch();
+  wait_for_kernels_before();
+  let_next_kernel_start();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   const int64_t added = int64_t{p.batch} * p.appended * p.kv_heads;
@@ -93,4 +93,4 @@ int64_t append_blocks(const AppendParams& p) {
   return (rows + kWarps - 1) / kWarps;
 }
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

@@ -16,7 +16,7 @@
 
 #include <cstdint>
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 
 inline constexpr int kTile = 64;
 inline constexpr int kUnit = 256;
@@ -53,4 +53,4 @@ struct alignas(16) Piece {
 inline constexpr int32_t kPieceCutBefore = 1;  // the segment of first_unit begins in another piece
 inline constexpr int32_t kPieceShared = 2;     // other blocks of the grid read the same keys soon
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
-#include "attention/cuda/sm90/decode/work.h"
+#include "attention/cuda/steps/work.h"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 
 // Quotients of numbers below 2^31 by a divisor known at launch.
 struct Divisor {
@@ -113,4 +113,4 @@ struct CombineParams {
   const int32_t* entries;
 };
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

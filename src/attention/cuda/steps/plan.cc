@@ -1,4 +1,4 @@
-#include "attention/cuda/sm90/tree/plan.h"
+#include "attention/cuda/steps/plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 
 #include "core/format.h"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 namespace {
 
 // In tiles; measured on an H200 (see plan.h for what they mean).
@@ -352,4 +352,4 @@ TreeWork plan_tree(std::span<const TreeSequence> sequences, int kv_heads, int gr
   return Planner(sequences, kv_heads, group, block_size, options).plan();
 }
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

@@ -4,7 +4,19 @@
 
 #include "attention/cuda/common/ptx.cuh"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
+
+// dependency_wait() and dependency_launch() where there are any: below sm_90 kernels run one after the other.
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  dependency_wait();
+#endif
+}
+__device__ __forceinline__ void let_next_kernel_start() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  dependency_launch();
+#endif
+}
 
 __device__ __forceinline__ float minus_infinity() {
   return __int_as_float(static_cast<int>(0xff800000u));
@@ -101,4 +113,4 @@ __device__ __forceinline__ void store_rounded(void* to, const float (&v)[kValues
   }
 }
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

@@ -8,10 +8,10 @@
 // multiple of `grain` units of its item.
 #pragma once
 
-#include "attention/cuda/sm90/decode/params.h"
-#include "attention/cuda/sm90/decode/state.cuh"
+#include "attention/cuda/steps/params.h"
+#include "attention/cuda/steps/state.cuh"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 
 // What beginning and finishing an item costs, in tiles.
 inline constexpr int32_t kItemCost = 2;
@@ -231,4 +231,4 @@ struct ListedPieces {
   }
 };
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps
