@@ -218,6 +218,13 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t shared, uint32_t r0, uint32
                : "memory");
 }
 
+// An 8x8 matrix of 16-bit elements, a row of pairs in each four lanes, transposed.
+__device__ __forceinline__ uint32_t movmatrix(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // ---- Arithmetic -------------------------------------------------------------------------------------------
 
 // 2^x with subnormals flushed; 2^-inf = 0. Error at most 2 ulp.

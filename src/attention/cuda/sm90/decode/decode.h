@@ -1,19 +1,11 @@
 // Paged decode on sm_90: few query tokens of each sequence over a cache in rows.
 #pragma once
 
-#include "core/cuda/device.h"
-#include "tessera/attention.h"
-#include "tessera/paged.h"
-#include "tessera/status.h"
+#include "attention/cuda/steps/launch.h"
 
 namespace tessera::attention::cuda::sm90 {
 
-// Performance only: the bits are the same.
-struct DecodeTuning {
-  int blocks = 0;     // of the grid; 0: one for each multiprocessor
-  bool split = true;  // false: one block walks all keys of a (sequence, kv head)
-  bool early = true;  // start before the kernel ahead has ended (its results are waited for)
-};
+using namespace steps;  // what step kernels of all architectures share
 
 // Appends (tessera/paged.h), then attends, on launch.stream: attend_cache over device memory. Every pointer
 // is device memory, but the structs and Rotary are the host's.

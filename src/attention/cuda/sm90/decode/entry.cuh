@@ -3,6 +3,7 @@
 
 #include "attention/cuda/common/ptx.cuh"
 #include "attention/cuda/steps/params.h"
+#include "attention/cuda/steps/unit.cuh"
 
 namespace tessera::attention::cuda::sm90 {
 
@@ -13,24 +14,6 @@ inline constexpr int kDecodeThreads = 32 * (kConsumers + 1);
 inline constexpr int kWideThreads = 32 * (kConsumers + 4);
 inline constexpr int kWaveSlots = 4;
 inline constexpr int kWaveTiles = 32;  // most of a wave
-
-// What a consumer has to know of a unit.
-struct UnitEntry {
-  int32_t tiles;
-  int32_t first_key, end_key;
-  int32_t rows;  // of the piece
-  int32_t first_token, first_row;
-  int32_t kv_head;
-  int32_t flags;
-  int32_t partial;  // first row, with kUnitApart
-  int32_t sequence;
-  int32_t unused[2];
-};
-inline constexpr int32_t kUnitStartsSegment = 1;
-inline constexpr int32_t kUnitEndsSegment = 2;
-inline constexpr int32_t kUnitStartsRow = 4;  // with ends: the segment is the row's first
-inline constexpr int32_t kUnitApart = 8;      // with ends: the segment's state is handed over
-inline constexpr int32_t kUnitEndsRow = 16;   // o is written
 
 // How a wave is walked: by warps, a unit in 2^mode row groups each; or by warpgroups, one task each or both
 // the same.

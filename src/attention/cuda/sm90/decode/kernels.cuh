@@ -3,7 +3,6 @@
 
 #include "attention/cuda/sm90/decode/kernel.cuh"
 #include "attention/cuda/sm90/decode/kernels.h"
-#include "attention/cuda/steps/combine.cuh"
 
 namespace tessera::attention::cuda::sm90 {
 
@@ -12,7 +11,6 @@ DecodeKernel lengths_kernel() {
   DecodeKernel found;
   found.kernel =
       reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, false, kFeatures, false, kSmallBoxes>);
-  found.combine = reinterpret_cast<const void*>(&combine_kernel<T, kDim, false, kFeatures>);
   found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups>));
   found.threads = kDecodeThreads;
   found.most_rows = 8 * kGroups;
@@ -41,7 +39,6 @@ DecodeKernel listed_kernel() {
   constexpr int kGroups = kWide ? kMostRowGroups : 1;
   DecodeKernel found;
   found.kernel = reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, true, false, kWide, false>);
-  found.combine = reinterpret_cast<const void*>(&combine_kernel<T, kDim, true, false>);
   found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups>));
   found.threads = kWide ? kWideThreads : kDecodeThreads;
   found.most_rows = kWide ? 2 * kWideRows : 8;

@@ -1,19 +1,12 @@
 // The compiled kernels of decode and tree attention, one file for each head_dim.
 #pragma once
 
-#include "attention/cuda/steps/params.h"
+#include "attention/cuda/steps/launch.h"
 #include "tessera/dtype.h"
 
 namespace tessera::attention::cuda::sm90 {
 
 using namespace steps;  // what step kernels of all architectures share
-
-struct DecodeKernel {
-  const void* kernel = nullptr;   // of DecodeParams
-  const void* combine = nullptr;  // of CombineParams
-  int shared_bytes = 0, threads = 0;
-  int most_rows = 0;  // of a piece
-};
 
 // The one for `rows` rows of a kv head in one piece, or for as many as there is one for; small_boxes: tiles
 // come in boxes of 16 whole rows.

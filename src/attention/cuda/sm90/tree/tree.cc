@@ -84,7 +84,8 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, options_.blocks, kernel.threads,
                                         kernel.shared_bytes, true, &p, "tree"));
   c.decode = p;
-  return launch_combine(launch, kernel, c);
+  return launch_combine(launch,
+                        combine_kernel_for(problem_.dtype, kernel_dim(problem_.head_dim), true, false), c);
 }
 
 }  // namespace tessera::attention::cuda::sm90

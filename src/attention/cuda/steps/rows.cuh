@@ -1,0 +1,195 @@
+// The rows of a unit: where they are read from, how the warps' states of a wave of units are folded in order,
+// and where results go.
+//
+// Shared is a kernel's shared memory with merge[warps][8][kDim + 4] and merge_ml[warps][8] (a warp's state of
+// its unit and row group), running[rows][2][kDim] and running_ml[rows][2] (segment and row, kept from wave to
+// wave).
+#pragma once
+
+#include "attention/cuda/steps/params.h"
+#include "attention/cuda/steps/state.cuh"
+#include "attention/cuda/steps/tile.cuh"
+#include "attention/cuda/steps/unit.cuh"
+
+namespace tessera::attention::cuda::steps {
+
+template <typename T, int kDim, bool kListed, bool kFeatures>
+struct UnitRows {
+  static constexpr int kSteps = kDim / 16;
+  const DecodeParams& p;
+  const int lane;
+
+  __device__ __forceinline__ int token_of(const UnitEntry& e, int row) const {
+    const int at = e.first_token + p.by_group.quotient(e.first_row + row);
+    if constexpr (kListed) return __ldg(p.token_list + at);
+    return at;
+  }
+  __device__ __forceinline__ int head_of(const UnitEntry& e, int row) const {
+    return e.kv_head * p.group + p.by_group.remainder(e.first_row + row);
+  }
+
+  // B fragments of the lane's row: k = 16 i + 2 (lane % 4) + {0, 1} and those + 8.
+  __device__ __forceinline__ void load_q(const UnitEntry& e, int row_group, uint32_t (&q)[kSteps][2]) const {
+    const int row = row_group * 8 + lane / 4;
+    if (row < e.rows) {
+      const int token = token_of(e, row);
+      const int batch = p.by_tokens.quotient(token);
+      const char* from = static_cast<const char*>(p.q.data) +
+                         2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
+                              head_of(e, row) * p.q.head_stride + 2 * (lane % 4));
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const int column = 16 * i + 2 * (lane % 4);
+        const bool first = !kFeatures || column < p.head_dim, second = !kFeatures || column + 8 < p.head_dim;
+        q[i][0] = first ? __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i)) : 0;
+        q[i][1] = second ? __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i + 16)) : 0;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) q[i][0] = q[i][1] = 0;
+    }
+  }
+
+  __device__ __forceinline__ RowView view_of(const UnitEntry& e, int row_group) const {
+    RowView view;
+    view.least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + e.sequence) : 0;
+    if (p.features.window_left >= 0)
+      view.least = max(view.least, e.end_key - p.tokens - p.features.window_left);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int row = min(row_group * 8 + 2 * (lane % 4) + c, e.rows - 1);
+      const int token = token_of(e, row);
+      const int batch = p.by_tokens.quotient(token);
+      const int position = e.end_key - p.tokens + (token - batch * p.tokens);
+      int first = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + batch) : 0;
+      int end = e.end_key;
+      if (p.features.causal != 0) end = min(end, position + 1);
+      if (p.features.window_right >= 0) end = min(end, position + p.features.window_right + 1);
+      if (p.features.window_left >= 0) first = max(first, position - p.features.window_left);
+      view.first[c] = first;
+      view.end[c] = end;
+      view.position[c] = position;
+      view.slope[c] =
+          p.features.alibi_slopes == nullptr
+              ? 0.0f
+              : __ldg(p.features.alibi_slopes + batch * p.features.alibi_batch_stride + head_of(e, row)) *
+                    1.44269504088896341f;
+    }
+    return view;
+  }
+
+  // l of the 8 residues of the keys, added up.
+  static __device__ __forceinline__ void add_residues(float (&l)[2]) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      l[c] = __fadd_rn(l[c], __shfl_xor_sync(~0u, l[c], 4));
+      l[c] = __fadd_rn(l[c], __shfl_xor_sync(~0u, l[c], 8));
+      l[c] = __fadd_rn(l[c], __shfl_xor_sync(~0u, l[c], 16));
+    }
+  }
+
+  // The state of warp `warp`, its first `rows` rows, to shared memory; l as add_residues() left it.
+  template <typename Shared>
+  __device__ __forceinline__ void hand_in(Shared& shared, int warp, int rows, const float (&m)[2],
+                                          const float (&l)[2], const float (&o)[kSteps][4]) const {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int row = 2 * (lane % 4) + c;
+      if (row < rows) {
+        float* to = shared.merge[warp][row];
+        if (lane < 4) shared.merge_ml[warp][row] = make_float2(m[c], l[c]);
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+          to[16 * i + lane / 4] = o[i][c];
+          to[16 * i + 8 + lane / 4] = o[i][c + 2];
+        }
+      }
+    }
+  }
+
+  // Row r of a wave's units into its running states, in order, and what then is complete to where it goes.
+  // The state of unit u lies where warp (u << log_groups) + r / 8 handed it in.
+  template <typename Shared>
+  __device__ __forceinline__ void fold_row(Shared& shared, const UnitEntry* units, int count, int log_groups,
+                                           int r) const {
+    using State = RowState<kLaneValues<kDim>>;
+    State segment, row;
+    bool loaded = false;
+    for (int u = 0; u < count; ++u) {
+      const UnitEntry& e = units[u];
+      if (r >= e.rows) continue;
+      if (!loaded) {
+        load_running(shared, r, 0, segment);
+        load_running(shared, r, 1, row);
+        loaded = true;
+      }
+      State unit;
+      handed_in(shared, (u << log_groups) + r / 8, r % 8, unit);
+      if ((e.flags & kUnitStartsSegment) != 0) {
+        segment = unit;
+      } else {
+        segment.fold(unit);
+      }
+      if ((e.flags & kUnitEndsSegment) == 0) continue;
+      if ((e.flags & kUnitApart) != 0) {
+        hand_over(e, r, segment);
+        continue;
+      }
+      if ((e.flags & kUnitStartsRow) != 0) {
+        row = segment;
+      } else {
+        row.fold(segment);
+      }
+      if ((e.flags & kUnitEndsRow) != 0) write(e, r, row);
+    }
+    if (loaded) {
+      store_running(shared, r, 0, segment);
+      store_running(shared, r, 1, row);
+    }
+  }
+
+  template <typename Shared, typename State>
+  __device__ __forceinline__ void handed_in(const Shared& shared, int warp, int row, State& state) const {
+    const float2 ml = shared.merge_ml[warp][row];
+    state.m = ml.x;
+    state.l = ml.y;
+    load_values(state.o, &shared.merge[warp][row][lane * kLaneValues<kDim>]);
+  }
+  template <typename Shared, typename State>
+  __device__ __forceinline__ void load_running(const Shared& shared, int r, int level, State& state) const {
+    const float2 ml = shared.running_ml[r][level];
+    state.m = ml.x;
+    state.l = ml.y;
+    load_values(state.o, &shared.running[r][level][lane * kLaneValues<kDim>]);
+  }
+  template <typename Shared, typename State>
+  __device__ __forceinline__ void store_running(Shared& shared, int r, int level, const State& state) const {
+    __syncwarp();
+    if (lane == 0) shared.running_ml[r][level] = make_float2(state.m, state.l);
+    store_values(&shared.running[r][level][lane * kLaneValues<kDim>], state.o);
+    __syncwarp();
+  }
+
+  // A segment among the partials.
+  template <typename State>
+  __device__ __forceinline__ void hand_over(const UnitEntry& e, int r, const State& segment) const {
+    const int64_t at = e.partial + r;
+    store_values(p.partial_o + at * kDim + lane * kLaneValues<kDim>, segment.o);
+    if (lane == 0) p.partial_ml[at] = make_float2(segment.m, segment.l);
+  }
+  template <typename State>
+  __device__ __forceinline__ void write(const UnitEntry& e, int r, const State& row) const {
+    const int token = token_of(e, r), head = head_of(e, r);
+    const int batch = p.by_tokens.quotient(token), t = token - batch * p.tokens;
+    char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
+                                                   head * p.o.head_stride + lane * kLaneValues<kDim>);
+    if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) {
+      store_rounded<T>(to, row.o, row.inverse());
+    }
+    if (p.lse != nullptr && lane == 0) {
+      p.lse[(int64_t{batch} * p.kv_heads * p.group + head) * p.tokens + t] = row.lse();
+    }
+  }
+};
+
+}  // namespace tessera::attention::cuda::steps
