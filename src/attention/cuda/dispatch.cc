@@ -4,6 +4,7 @@
 
 #include "attention/cuda/rows/rows.h"
 #include "attention/cuda/sm80/backward/backward.h"
+#include "attention/cuda/sm80/decode/decode.h"
 #include "attention/cuda/sm80/prefill/forward.h"
 #include "attention/cuda/sm90/decode/decode.h"
 #include "attention/cuda/sm90/prefill/launch.h"
@@ -49,8 +50,32 @@ constexpr Kernel<ForwardTensors> kForwardKernels[] = {
 constexpr Kernel<BackwardTensors> kBackwardKernels[] = {
     {"sm80 backward (mma.sync)", sm80::supports_backward, sm80::backward},
 };
+// What a step over a cache has in the place of tensors.
+struct CacheStep {
+  const CacheView& cache;
+  const CacheAppend& append;
+  const CacheTensors& tensors;
+};
+
+Status supports_sm90_step(const DeviceProperties& device, const AttentionProblem& problem) {
+  TESSERA_RETURN_IF_ERROR(only_on_hopper(device, "sm90 step"));
+  return steps::check_step_problem(problem);
+}
+Status run_sm90_step(Launch& launch, const AttentionProblem& problem, const CacheStep& step) {
+  return sm90::decode(launch, problem, step.cache, step.append, step.tensors);
+}
+Status run_sm80_step(Launch& launch, const AttentionProblem& problem, const CacheStep& step) {
+  return sm80::decode(launch, problem, step.cache, step.append, step.tensors);
+}
+
+// Both give the same bits.
+constexpr Kernel<CacheStep> kStepKernels[] = {
+    {"sm90 step over a cache (TMA, mma.sync)", supports_sm90_step, run_sm90_step},
+    {"sm80 step over a cache (cp.async, mma.sync)", sm80::supports_decode, run_sm80_step},
+};
 constexpr std::span<const Kernel<ForwardTensors>> kForward{kForwardKernels};
 constexpr std::span<const Kernel<BackwardTensors>> kBackward{kBackwardKernels};
+constexpr std::span<const Kernel<CacheStep>> kStep{kStepKernels};
 
 // The first that takes the problem, and its tensors: a kernel that refuses their strides does so before it
 // launches anything. When none does, the last one's reason, which is the widest's.
@@ -80,8 +105,6 @@ std::string explain_table(std::span<const Kernel<Tensors>> kernels, const Device
                     : status.ok() ? "would do, but a faster kernel is there"
                                   : status.message());
   }
-  if (const Status status = validate_sizes_and_options(problem); !status.ok())
-    lines += status.message() + "\n";
   return lines;
 }
 
@@ -325,7 +348,7 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
     // What the prompt kernel does not take (soft caps, ALiBi) the step kernel does, row by row.
     if (status.code() != StatusCode::unsupported || packed) return status;
   }
-  return sm90::decode(launch_, problem, cache, append, t);
+  return run_best(kStep, launch_, problem, CacheStep{cache, append, t});
 }
 
 Status CudaKernels::rope(const RopeProblem& p, const Strided<const void*>& x, const Strided<void*>& out,
@@ -378,8 +401,12 @@ Status CudaKernels::merge_states(const MergeProblem& p, std::span<const Attentio
 }
 
 std::string explain_on(const DeviceProperties& device, const AttentionProblem& problem, Pass pass) {
-  return pass == Pass::forward ? explain_table(kForward, device, problem)
-                               : explain_table(kBackward, device, problem);
+  std::string lines = pass == Pass::forward
+                          ? explain_table(kForward, device, problem) + explain_table(kStep, device, problem)
+                          : explain_table(kBackward, device, problem);
+  if (const Status status = validate_sizes_and_options(problem); !status.ok())
+    lines += status.message() + "\n";
+  return lines;
 }
 
 std::string CudaKernels::explain(const AttentionProblem& problem, Pass pass) const {

@@ -115,6 +115,7 @@ Status set_table(const AttentionProblem& problem, const CacheView& cache, Decode
   p.block_of = cache.cache_batch_idx;
   p.table_stride = cache.table_stride > 0 ? cache.table_stride : cache.max_blocks;
   p.page = static_cast<int32_t>(cache.block_size);
+  p.num_blocks = static_cast<int32_t>(cache.num_blocks);
   p.by_page = Divisor(cache.block_size);
   p.seqlens = cache.seqlens;
   p.seqlen = static_cast<int32_t>(cache.seqlen);

@@ -93,6 +93,10 @@ struct DecodeParams {
   RowFeatures features;
 
   int32_t piece_first[kMostBlocks + 1];  // of the tree
+
+  // Of kernels that copy rows themselves: batch_stride between blocks, row_stride between slots.
+  TokenRows<const void> k, v;
+  int32_t num_blocks;
 };
 
 // ---- Combine

@@ -21,6 +21,7 @@ namespace tessera::attention::cuda::steps {
 
 template <typename T>
 inline constexpr DType kTypeOf = std::is_same_v<T, __half> ? DType::f16 : DType::bf16;
+
 // Which keys a lane's two rows see, and from where they look.
 struct RowView {
   int32_t first[2], end[2], position[2];

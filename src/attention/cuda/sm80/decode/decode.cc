@@ -1,0 +1,47 @@
+#include "attention/cuda/sm80/decode/decode.h"
+
+#include "attention/cuda/sm80/checks.h"
+#include "attention/cuda/sm80/decode/kernels.h"
+
+namespace tessera::attention::cuda::sm80 {
+
+Status supports_decode(const tessera::cuda::DeviceProperties& device, const AttentionProblem& problem) {
+  TESSERA_RETURN_IF_ERROR(check_device(device));
+  TESSERA_RETURN_IF_ERROR(check_step_problem(problem));
+  const DecodeKernel kernel = step_kernel_for(problem.dtype, problem.head_dim, false, has_features(problem));
+  return check_shared(device, kernel.shared_bytes, kernel_dim(problem.head_dim));
+}
+
+Status set_cache(const AttentionProblem& problem, const CacheView& cache, DecodeParams& p) {
+  TESSERA_RETURN_IF_ERROR(set_table(problem, cache, p));
+  TESSERA_RETURN_IF_ERROR(check_rows("k_cache", cache.k));
+  TESSERA_RETURN_IF_ERROR(check_rows("v_cache", cache.v));
+  const auto read = [](const Strided<void*>& rows) {
+    return TokenRows<const void>{rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
+  };
+  p.k = read(cache.k);
+  p.v = read(cache.v);
+  return {};
+}
+
+Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, const CacheView& cache,
+              const CacheAppend& append, const CacheTensors& tensors, const DecodeTuning& tuning) {
+  TESSERA_RETURN_IF_ERROR(supports_decode(launch.device, problem));
+  if (problem.batch == 0 || problem.seqlen_q == 0) return {};
+  DecodeParams p{};
+  set_problem(problem, p);
+  TESSERA_RETURN_IF_ERROR(set_cache(problem, cache, p));
+  TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
+  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, tensors, p));
+  const DecodeKernel kernel = step_kernel_for(problem.dtype, problem.head_dim, false, has_features(problem));
+  return launch_decode(launch, problem, kernel, tuning, p);
+}
+
+DecodeKernel step_kernel_for(DType dtype, int head_dim, bool listed, bool features) {
+  const int dim = kernel_dim(head_dim);
+  return dim == 64    ? step_kernel_64(dtype, listed, features)
+         : dim == 128 ? step_kernel_128(dtype, listed, features)
+                      : step_kernel_256(dtype, listed, features);
+}
+
+}  // namespace tessera::attention::cuda::sm80

@@ -1,0 +1,17 @@
+// The compiled step kernels of sm_80, one file for each head_dim.
+#pragma once
+
+#include "attention/cuda/steps/launch.h"
+
+namespace tessera::attention::cuda::sm80 {
+
+using namespace steps;  // what step kernels of all architectures share
+
+// listed: walks a host's list of pieces (without features), else what lengths say.
+DecodeKernel step_kernel_for(DType dtype, int head_dim, bool listed, bool features);
+
+DecodeKernel step_kernel_64(DType dtype, bool listed, bool features);
+DecodeKernel step_kernel_128(DType dtype, bool listed, bool features);
+DecodeKernel step_kernel_256(DType dtype, bool listed, bool features);
+
+}  // namespace tessera::attention::cuda::sm80
