@@ -21,7 +21,7 @@ struct Combiner {
     const int64_t at = (entry & 0x7fffffff) + offset;
     float2 ml = make_float2(0.0f, 0.0f);
     if (lane < count) ml = p.partial_ml[at];
-    constexpr int kDeep = kValues > 4 ? 4 : 8;  // loads in flight
+    constexpr int kDeep = kValues > 4 ? 4 : 16;  // loads in flight
     for (int first = 0; first < count; first += kDeep) {
       float o[kDeep][kValues];
 #pragma unroll

@@ -10,13 +10,15 @@ namespace tessera::attention::cuda::steps {
 namespace {
 
 // In tiles; measured on an H200 (see plan.h for what they mean).
-constexpr double kPieceCost = 4.0;
+constexpr double kPieceCost = 2.0;
 constexpr double kPrivatePieceCost = 1.0;
 constexpr double kPartialCost = 0.01;
 // Sharing has to save this many tiles a block of the grid: without it, all but the first read of a shared
 // tile come from L2 in 0.6 of a tile's time, and with it there is a second kernel, tasks of many rows and
 // their partials.
-constexpr double kLeastSaving = 28.0;
+constexpr double kLeastSaving = 8.0;
+
+constexpr int32_t kWarpgroupRows = 64;
 
 struct Run {  // sequences [first, end) in table order over units [from, to)
   int32_t first, end;
@@ -131,7 +133,7 @@ class Planner {
   };
 
   // Of as many rows: a warp's or a warpgroup's, both warpgroups'.
-  static double tile_cost(int32_t rows) { return rows <= 64 ? 1.0 : 1.7; }
+  static double tile_cost(int32_t rows) { return rows <= kWarpgroupRows ? 1.0 : 1.3; }
 
   // The runs as parts of at most most_rows rows; shared runs further cut into `units` each by lay_out().
   void make_parts() {
@@ -203,6 +205,9 @@ class Planner {
     piece.partial_stride = part.rows;
     // A run that begins inside a segment finds that segment begun by another piece, too.
     piece.flags = (from > 0 ? kPieceCutBefore : 0) | (part.tail ? 0 : kPieceShared);
+    // Rows of one warpgroup in one segment: apart, so that the other can take half of it.
+    if (!part.tail && part.rows > 8 && part.rows <= kWarpgroupRows && to - from <= kSegmentUnits)
+      piece.flags |= kPieceApart;
     return piece;
   }
 
@@ -310,7 +315,8 @@ class Planner {
     std::vector<std::vector<Handed>> handed(sequences_.size() * size_t(kv_heads_));
     for (const Piece& piece : work_.pieces) {
       if (piece.partial < 0) continue;
-      const int32_t apart_end = (piece.flags & kPieceCutBefore) != 0
+      const int32_t apart_end = (piece.flags & kPieceApart) != 0 ? piece.end_unit
+                                : (piece.flags & kPieceCutBefore) != 0
                                     ? (piece.first_unit + kSegmentUnits - 1) / kSegmentUnits * kSegmentUnits
                                     : piece.first_unit;
       for (int32_t unit = piece.first_unit; unit < piece.end_unit; ++unit) {

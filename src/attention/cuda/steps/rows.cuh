@@ -117,34 +117,42 @@ struct UnitRows {
   __device__ __forceinline__ void fold_row(Shared& shared, const UnitEntry* units, int count, int log_groups,
                                            int r) const {
     using State = RowState<kLaneValues<kDim>>;
-    State segment, row;
+    State segment, row, next;
     bool loaded = false;
+    // A state ahead: each would else wait for shared memory.
+    handed_in(shared, r / 8, r % 8, next);
+    int flags = units[0].flags, next_rows = units[0].rows;
     for (int u = 0; u < count; ++u) {
       const UnitEntry& e = units[u];
-      if (r >= e.rows) continue;
+      const State unit = next;
+      const int its_flags = flags, rows = next_rows;
+      if (u + 1 < count) {
+        handed_in(shared, ((u + 1) << log_groups) + r / 8, r % 8, next);
+        flags = units[u + 1].flags;
+        next_rows = units[u + 1].rows;
+      }
+      if (r >= rows) continue;
       if (!loaded) {
         load_running(shared, r, 0, segment);
         load_running(shared, r, 1, row);
         loaded = true;
       }
-      State unit;
-      handed_in(shared, (u << log_groups) + r / 8, r % 8, unit);
-      if ((e.flags & kUnitStartsSegment) != 0) {
+      if ((its_flags & kUnitStartsSegment) != 0) {
         segment = unit;
       } else {
         segment.fold(unit);
       }
-      if ((e.flags & kUnitEndsSegment) == 0) continue;
-      if ((e.flags & kUnitApart) != 0) {
+      if ((its_flags & kUnitEndsSegment) == 0) continue;
+      if ((its_flags & kUnitApart) != 0) {
         hand_over(e, r, segment);
         continue;
       }
-      if ((e.flags & kUnitStartsRow) != 0) {
+      if ((its_flags & kUnitStartsRow) != 0) {
         row = segment;
       } else {
         row.fold(segment);
       }
-      if ((e.flags & kUnitEndsRow) != 0) write(e, r, row);
+      if ((its_flags & kUnitEndsRow) != 0) write(e, r, row);
     }
     if (loaded) {
       store_running(shared, r, 0, segment);

@@ -13,6 +13,11 @@
 
 namespace tessera::attention::cuda::steps {
 
+// A load whose value nobody waits for: it brings the address into the caches.
+__device__ __forceinline__ void near(const int32_t* address) {
+  asm volatile("{\n.reg .b32 unused;\nld.global.nc.b32 unused, [%0];\n}\n" ::"l"(address));
+}
+
 // What beginning and finishing an item costs, in tiles.
 inline constexpr int32_t kItemCost = 2;
 
@@ -99,30 +104,31 @@ struct Schedule {
     return max(0, min(moved, e.units));
   }
 
-  // Where block i's work begins and ends. By a whole warp.
+  // Where block i's work begins and ends: items that begin before its share, and what of the one there is
+  // before it. By a whole warp, a lane a sequence.
   __device__ __forceinline__ void bounds(int i, Cut& begin, Cut& end) const {
     const int per = items_of_sequence();
     const int32_t from = share(i), to = share(i + 1);
-    begin = end = {p.batch * per, 0};
+    begin = end = {0, 0};
     int32_t before = 0;
-    for (int first = 0; first < p.batch && before <= to; first += 32) {
+    for (int first = 0; first < p.batch; first += 32) {
       const int b = first + lane;
       Extent e{0, 0, 1};
-      int32_t c = 1, sum = 0;
+      int32_t c = 0;
       if (b < p.batch) {
         e = extent(b);
         c = cost(e);
-        sum = c * per;
       }
-      const int32_t own = sum;
+      int32_t sum = c * per;
       for (int offset = 1; offset < 32; offset <<= 1) {
         const int32_t other = __shfl_up_sync(~0u, sum, offset);
         if (lane >= offset) sum += other;
       }
-      const int32_t start = before + sum - own;
-      find(from, start, start + own, b, c, e, begin);
-      find(to, start, start + own, b, c, e, end);
+      const int32_t start = before + sum - c * per;
+      count(from - start, c, per, e, begin);
+      count(to - start, c, per, e, end);
       before += __shfl_sync(~0u, sum, 31);
+      if (before > to) break;
     }
   }
 
@@ -134,16 +140,17 @@ struct Schedule {
   }
 
  private:
-  __device__ __forceinline__ void find(int32_t at, int32_t start, int32_t end, int b, int32_t c,
-                                       const Extent& e, Cut& cut) const {
-    const unsigned found = __ballot_sync(~0u, start <= at && at < end);
-    if (found == 0) return;
-    const int source = __ffs(static_cast<int>(found)) - 1;
-    const int32_t rest = at - start;
-    const int32_t whole = (split ? rest : rest + c - 1) / c;
-    const int32_t item = b * items_of_sequence() + whole;
-    const int32_t unit = split ? moved_to_grain(e, rest - whole * c) : 0;
-    cut = {__shfl_sync(~0u, item, source), __shfl_sync(~0u, unit, source)};
+  // Adds the chunk's items that begin in front of a place, which lies `rest` behind the lane's first item.
+  __device__ __forceinline__ void count(int32_t rest, int32_t c, int per, const Extent& e, Cut& cut) const {
+    int32_t items = 0, unit = 0;
+    if (rest > 0 && c > 0) {
+      const uint32_t to = static_cast<uint32_t>(rest) + (split ? 0u : static_cast<uint32_t>(c - 1));
+      items = static_cast<int32_t>(min(to / static_cast<uint32_t>(c), static_cast<uint32_t>(per)));
+      const int32_t into = rest - items * c;
+      if (split && items < per && into > 0) unit = moved_to_grain(e, into);
+    }
+    cut.item += __reduce_add_sync(~0u, items);
+    if (split) cut.unit += __reduce_add_sync(~0u, unit);
   }
 };
 
@@ -161,12 +168,7 @@ struct LengthPieces {
     if (p.block_table != nullptr) {
       const int guess = p.by_blocks.quotient(block * p.batch);
       const int entry = p.by_page.quotient(lane * kTile);
-      uint32_t unused;
-      if (entry < p.table_stride) {
-        asm volatile("ld.global.nc.b32 %0, [%1];"
-                     : "=r"(unused)
-                     : "l"(p.block_table + guess * p.table_stride + entry));
-      }
+      if (entry < p.table_stride) near(p.block_table + guess * p.table_stride + entry);
     }
     Schedule<kFeatures>(p, lane).bounds(block, at, end);
   }
@@ -202,32 +204,57 @@ struct LengthPieces {
   }
 };
 
-// Pieces of the host's list, fetched 32 at a time.
+// Pieces of the host's list, fetched 32 at a time. The first may be fetched before the kernels ahead have
+// ended: begin() comes behind them.
 struct ListedPieces {
   const DecodeParams& p;
   Piece* fetched;  // [32] in shared memory
   int at, end;
-  int first_fetched = 0, end_fetched = 0;
+  int first_fetched, end_fetched;
 
+  // By a whole warp, as everything here.
   __device__ __forceinline__ ListedPieces(const DecodeParams& params, Piece* memory, int block)
-      : p(params), fetched(memory), at(params.piece_first[block]), end(params.piece_first[block + 1]) {}
+      : p(params), fetched(memory), at(params.piece_first[block]), end(params.piece_first[block + 1]) {
+    fetch();
+  }
+  __device__ __forceinline__ void begin() {
+    // Where the first pieces' blocks are listed travels while their lengths do.
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int piece = lane / 4, unit = 2 * (lane % 4);
+    if (p.block_table != nullptr && at + piece < end_fetched) {
+      const Piece& its = fetched[piece];
+      if (its.first_unit + unit < its.end_unit) {
+        const int64_t entry = p.by_page.quotient((its.first_unit + unit) * kUnit);
+        if (entry < p.table_stride) near(p.block_table + its.sequence * p.table_stride + entry);
+      }
+    }
+    find_ends();
+  }
   __device__ __forceinline__ bool next(Piece& piece) {
     if (at >= end) return false;
     if (at >= end_fetched) {
-      const int lane = static_cast<int>(threadIdx.x) % 32;
       __syncwarp();
-      if (at + lane < end) {
-        Piece mine = p.pieces[at + lane];
-        // The end of a sequence is where it is by now.
-        if (mine.end_key < 0) mine.end_key = extent_of<false>(p, mine.sequence).keys;
-        fetched[lane] = mine;
-      }
-      __syncwarp();
-      first_fetched = at;
-      end_fetched = min(end, at + 32);
+      fetch();
+      find_ends();
     }
     piece = fetched[at++ - first_fetched];
     return true;
+  }
+
+ private:
+  __device__ __forceinline__ void fetch() {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (at + lane < end) fetched[lane] = p.pieces[at + lane];
+    __syncwarp();
+    first_fetched = at;
+    end_fetched = min(end, at + 32);
+  }
+  // The end of a sequence is where it is by now.
+  __device__ __forceinline__ void find_ends() {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (at + lane < end && fetched[lane].end_key < 0)
+      fetched[lane].end_key = extent_of<false>(p, fetched[lane].sequence).keys;
+    __syncwarp();
   }
 };
 

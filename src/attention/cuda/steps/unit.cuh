@@ -13,17 +13,21 @@ struct UnitEntry {
   int32_t kv_head;
   int32_t flags;
   int32_t partial;  // first row, with kUnitApart
+  int32_t partial_stride;
   int32_t sequence;
-  int32_t unused[2];
+  int32_t unused;
 };
 inline constexpr int32_t kUnitStartsSegment = 1;
 inline constexpr int32_t kUnitEndsSegment = 2;
 inline constexpr int32_t kUnitStartsRow = 4;  // with ends: the segment is the row's first
 inline constexpr int32_t kUnitApart = 8;      // with ends: the segment's state is handed over
 inline constexpr int32_t kUnitEndsRow = 16;   // o is written
+inline constexpr int32_t kUnitEach = 32;  // of several units each goes over, partial_stride behind the last
 
-// Behind a cut inside a segment the rest of that segment goes over unit by unit.
+// Up to which unit of a piece each goes over apart: behind a cut inside a segment the rest of that segment,
+// and all of a piece that says so.
 __device__ __forceinline__ int32_t apart_end(const Piece& piece) {
+  if ((piece.flags & kPieceApart) != 0) return piece.end_unit;
   return (piece.flags & kPieceCutBefore) != 0
              ? (piece.first_unit + kSegmentUnits - 1) / kSegmentUnits * kSegmentUnits
              : piece.first_unit;
@@ -48,7 +52,8 @@ __device__ __forceinline__ UnitEntry unit_entry(const Piece& piece, int32_t unit
   const bool ends = apart || last || unit % kSegmentUnits == kSegmentUnits - 1;
   e.flags = (unit == start ? kUnitStartsSegment : 0) | (ends ? kUnitEndsSegment : 0);
   if (piece.partial >= 0) {
-    e.flags |= kUnitApart;
+    e.flags |= kUnitApart | (apart && count > 1 ? kUnitEach : 0);
+    e.partial_stride = piece.partial_stride;
     e.partial = piece.partial + (start - piece.first_unit) * piece.partial_stride;
   } else {
     if (start == piece.first_unit) e.flags |= kUnitStartsRow;

@@ -11,7 +11,8 @@
 //  3. The row is the left fold of its segments' states. A unit in which a row sees nothing is the identity,
 //     and folding the identity changes no bit.
 // Work is cut anywhere between units. Who has a whole row folds it and writes o; who has less hands over each
-// segment (the first part of one, folded, and then each unit of it apart), and combine folds those in order.
+// segment (the first part of one, folded, and then each unit of it apart; or every unit), and combine folds
+// those in order.
 #pragma once
 
 #include <cstdint>
@@ -52,5 +53,6 @@ struct alignas(16) Piece {
 };
 inline constexpr int32_t kPieceCutBefore = 1;  // the segment of first_unit begins in another piece
 inline constexpr int32_t kPieceShared = 2;     // other blocks of the grid read the same keys soon
+inline constexpr int32_t kPieceApart = 4;  // each unit is handed over, so that several can walk them at once
 
 }  // namespace tessera::attention::cuda::steps

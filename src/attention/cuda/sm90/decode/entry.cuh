@@ -37,9 +37,10 @@ struct DecodeShared {
                                                : 2;
 
   alignas(1024) unsigned char stage[kStages][kStageBytes];
-  // The warps' states of a wave; in wide waves q of the two warpgroups.
+  // The warps' states of a wave, and those that go on from wave to wave (segment, row); in wide waves the
+  // warpgroups' segments.
   alignas(1024) float merge[kConsumers][8][kMergeStride];
-  float running[kGroups * 8][2][kDim];  // segment, row
+  float running[kGroups * 8][2][kDim];
   float2 merge_ml[kConsumers][8];
   float2 running_ml[kGroups * 8][2];
   Wave wave[kWaveSlots];
@@ -53,9 +54,10 @@ struct DecodeShared {
   uint64_t wave_full[kWaveSlots], wave_empty[kWaveSlots];
   uint64_t merge_full, merge_free;
 
-  __device__ __forceinline__ unsigned char* wide_q(int warpgroup) {
-    static_assert(sizeof(merge) >= 2 * 64 * kDim * 2);
-    return reinterpret_cast<unsigned char*>(merge) + warpgroup * (64 * kDim * 2);
+  // kDim / 8 values of four of each of 128 threads.
+  __device__ __forceinline__ float4* wide_segment(int warpgroup) {
+    static_assert(sizeof(merge) + sizeof(running) >= 2 * 64 * kDim * sizeof(float));
+    return reinterpret_cast<float4*>(merge) + warpgroup * (64 * kDim / 4);
   }
 };
 

@@ -42,12 +42,13 @@ struct Producer {
   uint64_t private_policy;
 
   template <typename Pieces>
-  __device__ __forceinline__ void run(Pieces pieces) {
+  __device__ __forceinline__ void run(Pieces&& pieces) {
     Piece piece;
     int32_t unit = 0, end = 0;  // of the piece
     for (uint32_t wave = 0;; ++wave) {
-      UnitEntry mine{};
-      int32_t my_flags = 0;  // the piece's
+      // Lane u: unit (or task) u of the wave.
+      Piece own{};
+      int32_t own_unit = 0, own_count = 0;
       int units = 0, mode = 0;
       for (;;) {
         if (unit >= end) {
@@ -59,52 +60,60 @@ struct Producer {
         if (units == 0) mode = its_mode;
         const int room = most_units(mode) - units;
         if (its_mode != mode || room == 0) break;
+        int taken = 1, count = 1;
         if (is_wide(mode)) {
-          const int count = units_of_task(piece, unit);
-          if (lane == units) {
-            mine = unit_entry(piece, unit, count);
-            my_flags = piece.flags;
-          }
-          unit += count;
-          ++units;
-          continue;
+          count = units_of_task(piece, unit, units == 0 && mode == kWaveWide);
+        } else {
+          taken = min(room, end - unit);
         }
-        // A lane a unit: what takes long here is not loaded meanwhile.
-        const int taken = min(room, end - unit);
         if (lane >= units && lane < units + taken) {
-          mine = unit_entry(piece, unit + lane - units, 1);
-          my_flags = piece.flags;
+          own = piece;
+          own_unit = unit + lane - units;
+          own_count = count;
         }
-        unit += taken;
+        unit += taken * count;
         units += taken;
       }
+      // Block ids are asked for first; what else has to be said of the wave is worked out meanwhile.
+      const int most_tiles = is_wide(mode) ? kUnitTiles * kSegmentUnits : kUnitTiles;
+      const int32_t first_key = own_unit * kUnit;
+      const int32_t tiles =
+          own_count == 0 ? 0
+                         : max(0, min(own_count * kUnitTiles, (own.end_key - first_key + kTile - 1) / kTile));
+      const Lookup lookup = look_up(own.sequence, first_key, own.end_key, tiles, most_tiles);
+      const int32_t page = p.box_rows == kTile ? lookup.block(p, 0) : 0;
       const uint32_t slot = wave % kWaveSlots;
       mbarrier_wait(shared_address(&shared.wave_empty[slot]), ((wave / kWaveSlots) & 1) ^ 1);
       Wave& out = shared.wave[slot];
-      if (lane < kConsumers) out.unit[lane] = mine;
+      if (lane < kConsumers)
+        out.unit[lane] = own_count == 0 ? UnitEntry{} : unit_entry(own, own_unit, own_count);
       if (lane == 0) {
         out.units = units;
         out.mode = mode;
       }
-      const int most_tiles = is_wide(mode) ? kUnitTiles * kSegmentUnits : kUnitTiles;
-      load_pages(mine, units, most_tiles);
       __syncwarp();
       if (lane == 0) mbarrier_arrive(shared_address(&shared.wave_full[slot]));
       if (units == 0) break;
-      if (lane >= __reduce_add_sync(~0u, mine.tiles)) {
+      if (p.box_rows == kTile) {
+        shared.pages[lane * 8] = page;
+      } else {
+        for (int j = 0; j < kTile >> log_box_rows(); ++j) shared.pages[lane * 8 + j] = lookup.block(p, j);
+      }
+      __syncwarp();
+      if (lane >= __reduce_add_sync(~0u, tiles)) {
         mbarrier_arrive(shared_address(&shared.k_full[slot][lane]));
         mbarrier_arrive(shared_address(&shared.v_full[slot][lane]));
       }
       int place = 0;
       for (int t = 0; t < most_tiles; ++t) {
-        unsigned waiting = __ballot_sync(~0u, lane < units && mine.tiles > t);
+        unsigned waiting = __ballot_sync(~0u, lane < units && tiles > t);
         while (waiting != 0) {
           const int u = __ffs(static_cast<int>(waiting)) - 1;
           waiting &= waiting - 1;
-          const int key = __shfl_sync(~0u, mine.first_key, u) + t * kTile;
-          const int end_key = __shfl_sync(~0u, mine.end_key, u);
-          issue(slot, place++, u * most_tiles + t, key, end_key, __shfl_sync(~0u, mine.kv_head, u),
-                (__shfl_sync(~0u, my_flags, u) & kPieceShared) != 0);
+          const int key = __shfl_sync(~0u, first_key, u) + t * kTile;
+          const int end_key = __shfl_sync(~0u, own.end_key, u);
+          issue(slot, place++, u * most_tiles + t, key, end_key, __shfl_sync(~0u, own.kv_head, u),
+                (__shfl_sync(~0u, own.flags, u) & kPieceShared) != 0);
         }
       }
       __syncwarp();
@@ -124,37 +133,38 @@ struct Producer {
   static __device__ __forceinline__ int most_units(int mode) {
     return !is_wide(mode) ? kConsumers >> mode : mode == kWaveWide ? 2 : 1;
   }
-  static __device__ __forceinline__ int32_t units_of_task(const Piece& piece, int32_t unit) {
-    if (unit < apart_end(piece)) return 1;
+  // Up to the segment's end; of units that go over apart, `half`: as many as leave another warpgroup the
+  // rest.
+  static __device__ __forceinline__ int32_t units_of_task(const Piece& piece, int32_t unit, bool half) {
+    const int32_t apart = apart_end(piece) - unit;
+    if (apart > 0) return min(kSegmentUnits, half ? (apart + 1) / 2 : apart);
     return min(piece.end_unit, (unit / kSegmentUnits + 1) * kSegmentUnits) - unit;
   }
 
-  // The blocks of the wave's tiles: lane most_tiles * u + t looks up tile t of unit u.
-  __device__ __forceinline__ void load_pages(const UnitEntry& mine, int units, int most_tiles) const {
-    const int u = lane / most_tiles, t = lane % most_tiles;
-    const int sequence = __shfl_sync(~0u, mine.sequence, u);
-    const int tiles = __shfl_sync(~0u, mine.tiles, u);
-    const int key = __shfl_sync(~0u, mine.first_key, u) + t * kTile;
-    const int end_key = __shfl_sync(~0u, mine.end_key, u);
-    if (u >= units || t >= tiles) return;
-    const int boxes = kTile >> log_box_rows();
-    int32_t* out = &shared.pages[lane * 8];
-    if (p.block_table == nullptr) {
-      const int32_t block = p.block_of != nullptr ? __ldg(p.block_of + sequence) : sequence;
-      for (int j = 0; j < boxes; ++j) out[j] = block;
-      return;
-    }
-    const int32_t* table = p.block_table + sequence * p.table_stride;
-#pragma unroll 4
-    for (int j = 0; j < boxes; ++j) {
+  // Lane most_tiles * u + t looks up the blocks of tile t of unit u.
+  struct Lookup {
+    int32_t sequence, key, end_key;  // no key: nothing to look up
+    // Of the tile's box j.
+    __device__ __forceinline__ int32_t block(const DecodeParams& p, int j) const {
       const int at = key + j * p.box_rows;
-      if (at < end_key) out[j] = __ldg(table + p.by_page.quotient(at));
+      if (at >= end_key) return 0;
+      if (p.block_table != nullptr)
+        return __ldg(p.block_table + sequence * p.table_stride + p.by_page.quotient(at));
+      return p.block_of != nullptr ? __ldg(p.block_of + sequence) : sequence;
     }
+  };
+  __device__ __forceinline__ Lookup look_up(int32_t sequence, int32_t first_key, int32_t end_key,
+                                            int32_t tiles, int most_tiles) const {
+    const int u = lane / most_tiles, t = lane % most_tiles;
+    Lookup found;
+    found.sequence = __shfl_sync(~0u, sequence, u);
+    found.key = __shfl_sync(~0u, first_key, u) + t * kTile;
+    const int32_t its_end = __shfl_sync(~0u, end_key, u);
+    found.end_key = t < __shfl_sync(~0u, tiles, u) ? its_end : 0;
+    return found;
   }
 
-  __device__ __forceinline__ int log_box_rows() const {
-    return 31 - __clz(p.box_rows);
-  }
+  __device__ __forceinline__ int log_box_rows() const { return 31 - __clz(p.box_rows); }
 
   // One tile of K and V; the lanes issue a box each.
   __device__ __forceinline__ void issue(uint32_t slot, int place, int looked_up, int key, int end_key,
@@ -362,19 +372,35 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     prefetch_tensor_map(&p.v_map);
   }
   __syncthreads();
-  dependency_wait();
-  dependency_launch();
+  // What a plan holds was there before the kernel ahead; everything else is waited for.
   if (warp >= kConsumers) {
     if constexpr (kWide) registers_down<56>();
     if (warp > kConsumers) return;
     Producer<kDim, kGroups, kWide, kFeatures> producer{p, shared, lane, 0, policy_evict_first()};
     if constexpr (kListed) {
-      producer.run(ListedPieces(p, shared.listed, static_cast<int>(blockIdx.x)));
+      ListedPieces pieces(p, shared.listed, static_cast<int>(blockIdx.x));
+      dependency_wait();
+      dependency_launch();
+      pieces.begin();
+      producer.run(pieces);
     } else {
+      dependency_wait();
+      dependency_launch();
       producer.run(LengthPieces<kFeatures>(p, static_cast<int>(blockIdx.x)));
     }
   } else {
     if constexpr (kWide) registers_up<224>();
+    if constexpr (kListed) {
+      // The rows of the first piece will be asked for at once.
+      const int first = p.piece_first[blockIdx.x];
+      if (first < p.piece_first[blockIdx.x + 1]) {
+        const Piece* piece = p.pieces + first;
+        const int token = lane * p.group < piece->rows ? piece->first_token + lane : piece->first_token;
+        near(p.token_list + token);
+      }
+    }
+    dependency_wait();
+    dependency_launch();
     Consumer<T, kDim, kGroups, kListed, kFeatures, kWide, kSmallBoxes> consumer{p, shared, lane, warp};
     consumer.run();
   }

@@ -1,11 +1,12 @@
 // Consumers of shared runs with many rows: a warpgroup holds 64 rows and walks whole tiles by wgmma, S = Q
-// K^T with Q and K in shared memory, O += P V with P in registers. Per row the same additions in the same
-// order as the warp code of kernel.cuh (work.h), so equal bits: sums of p are kept apart for each residue of
-// the key modulo 8, and wgmma adds up a k16 step as mma.m16n8k16 does.
+// K^T with Q in registers, O += P V with P in registers. Per row the same additions in the same order as the
+// warp code of steps/tile.cuh (work.h), so equal bits: sums of p are kept apart for each residue of the key
+// modulo 8, and wgmma adds up a k16 step as mma.m16n8k16 does.
 //
 // A task is up to a segment of units for up to 64 rows (or 128: then both warpgroups walk the same tiles).
-// Every unit's O is folded into the segment's, both in registers; the segment is handed over. Runs are whole
-// units, so there is nothing to mask.
+// Its units' states are folded into the segment's, which waits in shared memory, each thread's values where
+// only that thread reads them; or every unit's state is handed over (kUnitEach), so that two warpgroups can
+// walk one segment. Runs are whole units, so there is nothing to mask.
 #pragma once
 
 #include "attention/cuda/common/tile.cuh"
@@ -20,6 +21,7 @@ inline constexpr int kWideRows = 64;  // of a warpgroup
 template <typename T, int kDim, typename Shared>
 struct WideConsumer {
   static constexpr int kSteps = kDim / 16;
+  static constexpr int kValues = kDim / 2;  // of O in a thread
   const DecodeParams& p;
   Shared& shared;
   const int lane, warp;  // of the consumers
@@ -37,13 +39,14 @@ struct WideConsumer {
     const UnitEntry& e = w.unit[u];
     const int first_tiles = w.unit[0].tiles, second_tiles = w.units > 1 ? w.unit[1].tiles : 0;
     const int first_row = both ? warpgroup * kWideRows : 0;
-    unsigned char* q = shared.wide_q(warpgroup);
-    load_q(e, first_row, q, warpgroup);
+    uint32_t q[kSteps][4];
+    load_q(e, first_row, q);
 
     const uint32_t stages = shared_address(shared.stage[0]);
-    float segment[kDim / 2], o[kDim / 2], s[32];
-    float segment_m[2], segment_l[2], m[2], l[2][2];
     const int units = e.tiles / kUnitTiles;
+    const bool each = (e.flags & kUnitEach) != 0;
+    float o[kValues], s[32];
+    float segment_m[2], segment_l[2], m[2], l[2][2];
 #pragma unroll 1
     for (int unit = 0; unit < units; ++unit) {
       m[0] = m[1] = minus_infinity();
@@ -55,15 +58,11 @@ struct WideConsumer {
         const uint32_t stage = (tiles_before + place) % Shared::kStages;
         const uint32_t base = stages + stage * Shared::kStageBytes;
         mbarrier_wait(shared_address(&shared.k_full[slot][place]), phase);
-        uint32_t q_address = shared_address(q);
-        asm volatile("" : "+r"(q_address));  // else its eight descriptors take registers all the time
-        const uint64_t q_descriptor = descriptor_k_major(q_address);
         const uint64_t k_descriptor = descriptor_k_major(base);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-          Wgmma<T, 64, 0>::ss(s, q_descriptor + descriptor_k_step<kWideRows>(i),
-                              k_descriptor + descriptor_k_step<kTile>(i), i > 0 ? 1u : 0u);
+          Wgmma<T, 64, 0>::rs(s, q[i], k_descriptor + descriptor_k_step<kTile>(i), i > 0 ? 1u : 0u);
         }
         wgmma_commit();
         if (t > 0) {
@@ -71,7 +70,7 @@ struct WideConsumer {
           release(last_stage, both);
         }
         wgmma_wait<0>();
-        softmax(s, o, m, l);
+        softmax(t > 0, s, o, m, l);
         uint32_t probability[4][4];
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
@@ -93,51 +92,72 @@ struct WideConsumer {
         wgmma_commit();
         last_stage = stage;
       }
-      // Folding with the next scores in flight would overlap more, but needs more registers than there are.
       wgmma_wait<0>();
       release(last_stage, both);
-      fold_unit(unit == 0, segment, segment_m, segment_l, o, m, l);
+      float sum[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        sum[h] = __fadd_rn(l[h][0], l[h][1]);
+        sum[h] = __fadd_rn(sum[h], __shfl_xor_sync(~0u, sum[h], 1));
+        sum[h] = __fadd_rn(sum[h], __shfl_xor_sync(~0u, sum[h], 2));
+      }
+      if (each) {
+        hand_over(e, e.partial + unit * e.partial_stride, first_row, o, m, sum);
+        continue;
+      }
+      if (unit == 0) {
+        segment_m[0] = m[0], segment_m[1] = m[1];
+        segment_l[0] = sum[0], segment_l[1] = sum[1];
+      } else {
+        fold(segment_m, segment_l, o, m, sum);
+      }
+      if (unit == units - 1) {
+        hand_over(e, e.partial, first_row, o, segment_m, segment_l);
+      } else {
+        float4* to = mine();
+#pragma unroll
+        for (int i = 0; i < kValues / 4; ++i)
+          to[128 * i] = make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
+      }
     }
-    hand_over(e, first_row, segment, segment_m, segment_l);
+  }
+
+  // The thread's part of its warpgroup's segment: values 4 i to 4 i + 3 at [128 * i].
+  __device__ __forceinline__ float4* mine() const {
+    return shared.wide_segment(warp / 4) + (warp % 4) * 32 + lane;
   }
 
   __device__ __forceinline__ void release(uint32_t stage, bool both) const {
     if (lane == 0) mbarrier_arrive_many(shared_address(&shared.empty[stage]), both ? 1u : 2u);
   }
 
-  // Rows [first_row, first_row + 64) of the task, zeros behind its rows; two threads a row, all loads at
-  // once.
-  __device__ __forceinline__ void load_q(const UnitEntry& e, int first_row, unsigned char* q,
-                                         int warpgroup) const {
-    constexpr int kGroups = kDim / 16;  // 16-byte groups of a thread
-    const int thread = (warp % 4) * 32 + lane;
-    const int row = thread / 2, half = thread % 2;
-    const int r = first_row + row;
-    uint4 values[kGroups];
-    if (r < e.rows) {
-      const int token = __ldg(p.token_list + e.first_token + p.by_group.quotient(e.first_row + r));
-      const int head = e.kv_head * p.group + p.by_group.remainder(e.first_row + r);
-      const int batch = p.by_tokens.quotient(token);
-      const char* from = static_cast<const char*>(p.q.data) +
-                         2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
-                              head * p.q.head_stride + half * (kDim / 2));
+  // A fragments of rows [first_row, first_row + 64) of the task, zeros behind its rows.
+  __device__ __forceinline__ void load_q(const UnitEntry& e, int first_row, uint32_t (&q)[kSteps][4]) const {
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i) values[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
-    } else {
+    for (int h = 0; h < 2; ++h) {
+      const int r = first_row + (warp % 4) * 16 + lane / 4 + 8 * h;
+      if (r < e.rows) {
+        const int token = __ldg(p.token_list + e.first_token + p.by_group.quotient(e.first_row + r));
+        const int head = e.kv_head * p.group + p.by_group.remainder(e.first_row + r);
+        const int batch = p.by_tokens.quotient(token);
+        const char* from = static_cast<const char*>(p.q.data) +
+                           2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
+                                head * p.q.head_stride + 2 * (lane % 4));
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i) values[i] = make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < kSteps; ++i) {
+          q[i][h] = __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i));
+          q[i][2 + h] = __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i + 16));
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) q[i][h] = q[i][2 + h] = 0;
+      }
     }
-    named_barrier_sync(2 + static_cast<uint32_t>(warpgroup), 128);  // the task before has read its q
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      *reinterpret_cast<uint4*>(q + swizzled_offset<kWideRows>(row, half * kGroups + i)) = values[i];
-    }
-    fence_async_shared();
-    named_barrier_sync(2 + static_cast<uint32_t>(warpgroup), 128);
   }
 
   // s becomes p; lane holds rows g = lane / 4 (h = 0) and g + 8 (h = 1), keys 8 i + 2 (lane % 4) + c.
-  __device__ __forceinline__ void softmax(float (&s)[32], float (&o)[kDim / 2], float (&m)[2],
+  // `begun`: o holds something.
+  __device__ __forceinline__ void softmax(bool begun, float (&s)[32], float (&o)[kValues], float (&m)[2],
                                           float (&l)[2][2]) const {
     float most[2] = {minus_infinity(), minus_infinity()};
 #pragma unroll
@@ -157,8 +177,10 @@ struct WideConsumer {
         l[h][0] = __fmul_rn(l[h][0], keep[h]);
         l[h][1] = __fmul_rn(l[h][1], keep[h]);
       }
+      if (begun) {
 #pragma unroll
-      for (int i = 0; i < kDim / 2; ++i) o[i] = __fmul_rn(o[i], keep[(i / 2) % 2]);
+        for (int i = 0; i < kValues; ++i) o[i] = __fmul_rn(o[i], keep[(i / 2) % 2]);
+      }
     }
     const float reference[2] = {m[0] == minus_infinity() ? 0.0f : m[0],
                                 m[1] == minus_infinity() ? 0.0f : m[1]};
@@ -169,51 +191,42 @@ struct WideConsumer {
     }
   }
 
-  __device__ __forceinline__ void fold_unit(bool first, float (&segment)[kDim / 2], float (&segment_m)[2],
-                                            float (&segment_l)[2], float (&o)[kDim / 2], const float (&m)[2],
-                                            const float (&l)[2][2]) const {
+  // The unit's state into the segment's: o becomes the segment's.
+  __device__ __forceinline__ void fold(float (&segment_m)[2], float (&segment_l)[2], float (&o)[kValues],
+                                       const float (&m)[2], const float (&sum)[2]) const {
     float keep[2], take[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float sum = __fadd_rn(l[h][0], l[h][1]);
-      sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
-      sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
-      if (first) {
-        segment_m[h] = m[h];
-        segment_l[h] = sum;
-      } else {
-        const FoldFactors f = fold_factors(segment_m[h], m[h]);
-        segment_m[h] = f.m;
-        segment_l[h] = __fmaf_rn(sum, f.take, __fmul_rn(segment_l[h], f.keep));
-        keep[h] = f.keep;
-        take[h] = f.take;
-      }
+      const FoldFactors f = fold_factors(segment_m[h], m[h]);
+      segment_m[h] = f.m;
+      segment_l[h] = __fmaf_rn(sum[h], f.take, __fmul_rn(segment_l[h], f.keep));
+      keep[h] = f.keep;
+      take[h] = f.take;
     }
-    if (first) {
+    const float4* from = mine();
 #pragma unroll
-      for (int i = 0; i < kDim / 2; ++i) segment[i] = o[i];
-    } else {
-#pragma unroll
-      for (int i = 0; i < kDim / 2; ++i) {
-        segment[i] = __fmaf_rn(o[i], take[(i / 2) % 2], __fmul_rn(segment[i], keep[(i / 2) % 2]));
-      }
+    for (int i = 0; i < kValues / 4; ++i) {
+      const float4 x = from[128 * i];
+      o[4 * i] = __fmaf_rn(o[4 * i], take[0], __fmul_rn(x.x, keep[0]));
+      o[4 * i + 1] = __fmaf_rn(o[4 * i + 1], take[0], __fmul_rn(x.y, keep[0]));
+      o[4 * i + 2] = __fmaf_rn(o[4 * i + 2], take[1], __fmul_rn(x.z, keep[1]));
+      o[4 * i + 3] = __fmaf_rn(o[4 * i + 3], take[1], __fmul_rn(x.w, keep[1]));
     }
   }
 
-  __device__ __forceinline__ void hand_over(const UnitEntry& e, int first_row,
-                                            const float (&segment)[kDim / 2], const float (&m)[2],
+  __device__ __forceinline__ void hand_over(const UnitEntry& e, int64_t partial, int first_row,
+                                            const float (&o)[kValues], const float (&m)[2],
                                             const float (&l)[2]) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int r = first_row + (warp % 4) * 16 + lane / 4 + 8 * h;
       if (r >= e.rows) continue;
-      const int64_t at = e.partial + r;
+      const int64_t at = partial + r;
       if (lane % 4 == 0) p.partial_ml[at] = make_float2(m[h], l[h]);
       float* to = p.partial_o + at * kDim + 2 * (lane % 4);
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
-        *reinterpret_cast<float2*>(to + 8 * i) =
-            make_float2(segment[4 * i + 2 * h], segment[4 * i + 2 * h + 1]);
+        *reinterpret_cast<float2*>(to + 8 * i) = make_float2(o[4 * i + 2 * h], o[4 * i + 2 * h + 1]);
       }
     }
   }
