@@ -96,7 +96,6 @@ struct Planner {
 template <typename T, int kDim, bool kListed, bool kFeatures>
 struct SliceRing {
   using Config = StepConfig<kDim>;
-  using Rows = UnitRows<T, kDim, kListed, kFeatures>;
   static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
   static constexpr int kSlicesOfTile = 8;
   const DecodeParams& p;
@@ -170,7 +169,10 @@ struct SliceRing {
     end_key = e.end_key;
     kv_head = e.kv_head;
     sequence = e.sequence;
-    if constexpr (kFeatures) least = Rows{p, lane}.least_key(e);
+    if constexpr (kFeatures && !kListed) {
+      least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + e.sequence) : 0;
+      if (p.features.window_left >= 0) least = max(least, end_key - p.tokens - p.features.window_left);
+    }
   }
 
   // Copies until slice `limit` is next or the waves up to `last` have no more.
@@ -356,7 +358,14 @@ struct Walker {
 #pragma unroll 1
       for (int step = 0; step < 4; ++step) {
         const uint32_t stage = ring.take(w);
-        if (works) math.template multiply_slice<false>(unit.o, probability[0], stage, offsets, 0, 0, view);
+        if (works) {
+          if (kListed && kFeatures && key < view.least) {
+            math.template multiply_slice<true>(unit.o, probability[0], stage, offsets, key + 16 * step,
+                                               end_key, view);
+          } else {
+            math.template multiply_slice<false>(unit.o, probability[0], stage, offsets, 0, 0, view);
+          }
+        }
 #pragma unroll
         for (int i = 0; i < 3; ++i) {
           probability[i][0] = probability[i + 1][0];
