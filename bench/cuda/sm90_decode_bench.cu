@@ -20,8 +20,9 @@
 #include <vector>
 
 #include "attention/cuda/common/ptx.cuh"
+#include "attention/cuda/sm80/decode/decode.h"
 #include "attention/cuda/sm90/decode/decode.h"
-#include "attention/cuda/sm90/tree/tree.h"
+#include "attention/cuda/tree/tree.h"
 #include "core/cuda/device.h"
 
 namespace tessera::attention::cuda {
@@ -159,11 +160,11 @@ class Bench {
     const int64_t width = int64_t{s.heads} * kDim;
     const CacheTensors tensors = {{q_.data(), width, width, kDim}, {o_.data(), width, width, kDim}, nullptr};
     const auto table = [&](int set) { return tables_.as<int32_t>() + int64_t{set} * entries; };
-    const auto ours = [&](sm90::DecodeTuning tuning) {
+    const auto ours = [&](sm90::DecodeTuning tuning, decltype(&sm90::decode) decode = &sm90::decode) {
       return [=, this, &p](int set) mutable {
         CacheView v = view;
         v.block_table = tables_.as<int32_t>() + int64_t{set} * entries;
-        return sm90::decode(launch_, p, v, {}, tensors, tuning);
+        return decode(launch_, p, v, {}, tensors, tuning);
       };
     };
     std::vector<Variant> variants;
@@ -179,6 +180,7 @@ class Bench {
     variants.push_back({"128", ours({128, false})});
     variants.push_back({"132 whole", ours({132, false})});
     variants.push_back({"late", ours({0, true, false})});
+    variants.push_back({"sm80", ours({}, &sm80::decode)});
     time(variants, sets, rounds, bytes);
     char name[80];
     std::snprintf(name, sizeof name, "b %3d h %2d:%-2d n %5d page %2d", s.batch, s.heads, s.kv_heads, s.n,
@@ -238,7 +240,7 @@ class Bench {
     const int64_t width = int64_t{s.heads} * kDim;
     const CacheTensors tensors = {{q_.data(), width, width, kDim}, {o_.data(), width, width, kDim}, nullptr};
     std::vector<sm90::TreePlan> plans;
-    plans.reserve(8);
+    plans.reserve(9);
     std::vector<Variant> variants;
     variants.push_back(
         {"loads", [&](int set) {
@@ -268,6 +270,9 @@ class Bench {
     add("64 rows", options);
     options.sharing = sm90::TreeSharing::never;
     add("paged", options);
+    options = {};
+    options.for_any_device = true;
+    add("sm80", options);
     time(variants, sets, rounds, bytes);
     print(s.name.c_str(), variants, bytes);
   }

@@ -6,7 +6,7 @@
 #include <random>
 
 #include "attention/cuda/sm90/decode/decode.h"
-#include "attention/cuda/sm90/tree/tree.h"
+#include "attention/cuda/tree/tree.h"
 #include "bench.h"
 #include "core/format.h"
 #include "cuda/bench_device.h"

@@ -1,6 +1,6 @@
 // Attention over prefix trees on sm_90: against float64, and bit for bit against the same step without
 // sharing.
-#include "attention/cuda/sm90/tree/tree.h"
+#include "attention/cuda/tree/tree.h"
 
 #include <gtest/gtest.h>
 

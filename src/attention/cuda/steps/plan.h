@@ -33,10 +33,11 @@ enum class TreeSharing : uint8_t {
 // Performance only: the bits are the same.
 struct TreePlanOptions {
   TreeSharing sharing = TreeSharing::when_it_pays;
-  int blocks = 132;      // of the grid
-  int shared_units = 0;  // most units of a shared piece; 0: chosen by the cost model
-  int most_rows = 0;     // of a piece; 0: as many as the kernel takes
-  int64_t reserve = 0;   // tokens by which every sequence may grow under this plan
+  int blocks = 132;             // of the grid
+  int shared_units = 0;         // most units of a shared piece; 0: chosen by the cost model
+  int most_rows = 0;            // of a piece; 0: as many as the kernel takes
+  int64_t reserve = 0;          // tokens by which every sequence may grow under this plan
+  bool for_any_device = false;  // sm_80's kernels on sm_90 too
 };
 
 struct TreeReads {       // tiles of one kv head

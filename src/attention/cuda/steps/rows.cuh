@@ -50,11 +50,15 @@ struct UnitRows {
     }
   }
 
+  // No row of the unit sees a key before it. Of pieces of one sequence: not of listed ones.
+  __device__ __forceinline__ int32_t least_key(const UnitEntry& e) const {
+    int32_t least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + e.sequence) : 0;
+    if (p.features.window_left >= 0) least = max(least, e.end_key - p.tokens - p.features.window_left);
+    return least;
+  }
   __device__ __forceinline__ RowView view_of(const UnitEntry& e, int row_group) const {
     RowView view;
-    view.least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + e.sequence) : 0;
-    if (p.features.window_left >= 0)
-      view.least = max(view.least, e.end_key - p.tokens - p.features.window_left);
+    view.least = least_key(e);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int row = min(row_group * 8 + 2 * (lane % 4) + c, e.rows - 1);

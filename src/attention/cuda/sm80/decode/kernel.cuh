@@ -81,10 +81,8 @@ struct Planner {
       const int64_t row = __shfl_sync(~0u, mine.sequence, u) * p.table_stride;
       if (first_key >= end_key) continue;
       const int last = p.by_page.quotient(end_key - 1);
-      for (int at = p.by_page.quotient(first_key) + lane * kSector; at <= last; at += 32 * kSector) {
-        uint32_t unused;
-        asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(unused) : "l"(p.block_table + row + at));
-      }
+      for (int at = p.by_page.quotient(first_key) + lane * kSector; at <= last; at += 32 * kSector)
+        near(p.block_table + row + at);
     }
   }
 };
@@ -96,6 +94,7 @@ struct Planner {
 template <typename T, int kDim, bool kListed, bool kFeatures>
 struct SliceRing {
   using Config = StepConfig<kDim>;
+  using Rows = UnitRows<T, kDim, kListed, kFeatures>;
   static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
   static constexpr int kSlicesOfTile = 8;
   const DecodeParams& p;
@@ -169,10 +168,7 @@ struct SliceRing {
     end_key = e.end_key;
     kv_head = e.kv_head;
     sequence = e.sequence;
-    if constexpr (kFeatures && !kListed) {
-      least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + e.sequence) : 0;
-      if (p.features.window_left >= 0) least = max(least, end_key - p.tokens - p.features.window_left);
-    }
+    if constexpr (kFeatures) least = Rows{p, lane}.least_key(e);
   }
 
   // Copies until slice `limit` is next or the waves up to `last` have no more.
@@ -358,14 +354,7 @@ struct Walker {
 #pragma unroll 1
       for (int step = 0; step < 4; ++step) {
         const uint32_t stage = ring.take(w);
-        if (works) {
-          if (kListed && kFeatures && key < view.least) {
-            math.template multiply_slice<true>(unit.o, probability[0], stage, offsets, key + 16 * step,
-                                               end_key, view);
-          } else {
-            math.template multiply_slice<false>(unit.o, probability[0], stage, offsets, 0, 0, view);
-          }
-        }
+        if (works) math.template multiply_slice<false>(unit.o, probability[0], stage, offsets, 0, 0, view);
 #pragma unroll
         for (int i = 0; i < 3; ++i) {
           probability[i][0] = probability[i + 1][0];
@@ -428,6 +417,7 @@ __global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
   let_next_kernel_start();
   if (warp == Config::kWarps) {
     const auto plan_all = [&](auto pieces) {
+      if constexpr (kListed) pieces.begin();
       Planner<kDim, decltype(pieces)> planner{p, shared, lane, pieces};
       planner.plan(0);
       planner.plan(1);

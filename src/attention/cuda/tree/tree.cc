@@ -1,18 +1,25 @@
-#include "attention/cuda/sm90/tree/tree.h"
+#include "attention/cuda/tree/tree.h"
 
 #include <algorithm>
 #include <cstring>
 
+#include "attention/cuda/sm80/decode/decode.h"
+#include "attention/cuda/sm80/decode/kernels.h"
 #include "attention/cuda/sm90/decode/decode.h"
 #include "attention/cuda/sm90/decode/launch.h"
 #include "core/format.h"
 
-namespace tessera::attention::cuda::sm90 {
+namespace tessera::attention::cuda::steps {
 namespace {
 
 template <typename T>
 size_t padded_bytes(const std::vector<T>& values) {
   return (values.size() * sizeof(T) + 15) / 16 * 16;
+}
+
+DecodeKernel kernel_for(bool on_hopper, const AttentionProblem& problem) {
+  return on_hopper ? sm90::tree_kernel_for(problem.dtype, problem.head_dim)
+                   : sm80::step_kernel_for(problem.dtype, problem.head_dim, true, false);
 }
 
 }  // namespace
@@ -23,15 +30,16 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
   TreePlan plan;
   plan.problem_ = problem;
   plan.problem_.batch = static_cast<int64_t>(sequences.size());
-  TESSERA_RETURN_IF_ERROR(check_step_problem(plan.problem_));
-  TESSERA_RETURN_IF_ERROR(check_device(launch));
+  plan.on_hopper_ = launch.device.sm() == 90 && !options.for_any_device;
+  TESSERA_RETURN_IF_ERROR(plan.on_hopper_ ? check_step_problem(plan.problem_)
+                                          : sm80::supports_decode(launch.device, plan.problem_));
   if (problem.seqlen_q != 1) {
     return unsupported(format("seqlen_q={} of a prefix tree must be 1", problem.seqlen_q), "seqlen_q");
   }
   if (block_size < 1)
     return invalid_argument(format("block_size={} must be at least 1", block_size), "block_size");
   const int group = problem.heads / problem.kv_heads;
-  const int most_rows = tree_kernel_for(problem.dtype, problem.head_dim).most_rows;
+  const int most_rows = kernel_for(plan.on_hopper_, problem).most_rows;
   options.most_rows = options.most_rows > 0 ? std::min(options.most_rows, most_rows) : most_rows;
   options.blocks = std::min(launch.device.multiprocessors, kMostBlocks);
   if (has_features(plan.problem_) || group > std::min(options.most_rows, 8 * kMostRowGroups))
@@ -61,10 +69,14 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
 
 Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, const CacheAppend& append,
                         const CacheTensors& tensors) const {
-  if (!work_.shares) return decode(launch, problem_, cache, append, tensors, {options_.blocks});
+  if (!work_.shares) {
+    return on_hopper_ ? sm90::decode(launch, problem_, cache, append, tensors, {options_.blocks})
+                      : sm80::decode(launch, problem_, cache, append, tensors, {options_.blocks});
+  }
   DecodeParams p{};
   set_problem(problem_, p);
-  TESSERA_RETURN_IF_ERROR(set_cache(problem_, cache, false, p));
+  TESSERA_RETURN_IF_ERROR(on_hopper_ ? sm90::set_cache(problem_, cache, false, p)
+                                     : sm80::set_cache(problem_, cache, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
   TESSERA_RETURN_IF_ERROR(append_rows(launch, problem_, cache, append, tensors, p));
   const char* at = memory_.as<char>();
@@ -80,7 +92,7 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   c.tokens = next(work_.partials);
   c.entries = next(work_.entries);
   TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, problem_.head_dim, p));
-  const DecodeKernel kernel = tree_kernel_for(problem_.dtype, problem_.head_dim);
+  const DecodeKernel kernel = kernel_for(on_hopper_, problem_);
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, options_.blocks, kernel.threads,
                                         kernel.shared_bytes, true, &p, "tree"));
   c.decode = p;
@@ -88,4 +100,4 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
                         combine_kernel_for(problem_.dtype, kernel_dim(problem_.head_dim), true, false), c);
 }
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps

@@ -1,7 +1,7 @@
-// Attention of a decode step over the prefix tree of its sequences (ChunkAttention, Ye et al. 2024), on
-// sm_90: what several sequences share is read once for all of them, in the same persistent kernel as what
-// each has of its own; one more kernel folds. See plan.h for how a step is divided, decode/work.h for why the
-// bits do not depend on it.
+// Attention of a decode step over the prefix tree of its sequences (ChunkAttention, Ye et al. 2024): what
+// several sequences share is read once for all of them, in the same persistent kernel as what each has of its
+// own; one more kernel folds. The kernels are sm_90's on sm_90, sm_80's elsewhere. See steps/plan.h for how a
+// step is divided, steps/work.h for why the bits do not depend on it.
 #pragma once
 
 #include <span>
@@ -13,9 +13,7 @@
 #include "tessera/paged.h"
 #include "tessera/status.h"
 
-namespace tessera::attention::cuda::sm90 {
-
-using namespace steps;  // what step kernels of all architectures share
+namespace tessera::attention::cuda::steps {
 
 // A plan for one step's block tables, used for every layer. Made on the host from the host's copy of the
 // tables and lengths; it stays valid, in a captured graph too, while tables keep their blocks and no sequence
@@ -40,9 +38,10 @@ class TreePlan {
 
  private:
   AttentionProblem problem_;
+  bool on_hopper_ = false;
   TreePlanOptions options_;
   TreeWork work_;
   tessera::cuda::DeviceBuffer memory_;  // pieces, tokens, partials, entries
 };
 
-}  // namespace tessera::attention::cuda::sm90
+}  // namespace tessera::attention::cuda::steps
