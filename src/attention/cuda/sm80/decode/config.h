@@ -1,7 +1,7 @@
 // Warps and shared memory of the sm_80 step kernel.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <vector_types.h>
 
 #include <cstdint>
 
