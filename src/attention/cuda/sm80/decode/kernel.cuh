@@ -108,6 +108,9 @@ struct SliceRing {
   // Of its unit.
   int tiles = 0;
   int32_t first_key = 0, end_key = 0, least = 0, kv_head = 0, sequence = 0;
+  // Of its tile: where slice lane % 4 begins, and which slices are 16 rows one behind the other.
+  int32_t block = 0, slot = 0;
+  uint32_t whole = 0;
 
   __device__ __forceinline__ bool together() const { return Config::kRowGroups > 1 && mode == kWaveTogether; }
   __device__ __forceinline__ uint32_t stages() const {
@@ -188,7 +191,15 @@ struct SliceRing {
         load_unit();
         continue;
       }
-      copy_slice(address(issued));
+      if (slice == 0) look_up_tile();
+      const uint32_t to = address(issued);
+      if ((whole >> (slice & 3) & 1) == 0) {
+        copy_rows(to);
+      } else if (together()) {
+        copy_whole<32 * Config::kWarps>(to, warp * 32 + lane);
+      } else {
+        copy_whole<32>(to, lane);
+      }
       cp_async_commit();
       ++issued;
       if (++slice == kSlicesOfTile) {
@@ -198,33 +209,64 @@ struct SliceRing {
     }
   }
 
-  __device__ __forceinline__ void copy_slice(uint32_t to) const {
-    const TokenRows<const void>& rows = slice < 4 ? p.k : p.v;
-    const int key = first_key + tile * kTile + slice % 4 * 16 + (lane & 15);  // its place is looked up here
-    bool there = key < end_key;
-    if constexpr (kFeatures) there = there && key >= least;
-    int64_t offset = 0;
-    if (there) {
-      int32_t block = sequence, in_block = key;
-      if (p.block_table != nullptr) {
-        const int32_t entry = p.by_page.quotient(key);
-        block = __ldg(p.block_table + sequence * p.table_stride + entry);
-        in_block = key - entry * p.page;
-      } else if (p.block_of != nullptr) {
-        block = __ldg(p.block_of + sequence);
-      }
-      there = static_cast<uint32_t>(block) < static_cast<uint32_t>(p.num_blocks);
-      offset = block * rows.batch_stride + in_block * rows.row_stride;
+  // The place of a key: a block, and a slot of it. False where there is none.
+  __device__ __forceinline__ bool look_up(int key, int32_t& of_block, int32_t& of_slot) const {
+    if (key >= end_key || (kFeatures && key < least)) return false;
+    of_block = sequence;
+    of_slot = key;
+    if (p.block_table != nullptr) {
+      const int32_t entry = p.by_page.quotient(key);
+      of_block = __ldg(p.block_table + sequence * p.table_stride + entry);
+      of_slot = key - entry * p.page;
+    } else if (p.block_of != nullptr) {
+      of_block = __ldg(p.block_of + sequence);
     }
+    return static_cast<uint32_t>(of_block) < static_cast<uint32_t>(p.num_blocks);
+  }
+  __device__ __forceinline__ void look_up_tile() {
+    const int key = first_key + tile * kTile + (lane & 3) * 16;
+    const bool there = look_up(key, block, slot);
+    whole = __ballot_sync(~0u, there && key + 16 <= end_key && slot + 16 <= p.page);
+  }
+
+  __device__ __forceinline__ const TokenRows<const void>& rows_of_slice() const {
+    return slice < 4 ? p.k : p.v;
+  }
+  // Lane or thread `thread` of kThreads copies every kThreads-th of a slice's 16-byte chunks: one column of
+  // chunks, of rows that are kStep apart.
+  template <int kThreads>
+  __device__ __forceinline__ void copy_whole(uint32_t to, int thread) const {
+    constexpr int kStep = kThreads / kChunks;
+    static_assert(kThreads % kChunks == 0 && 16 % kStep == 0);
+    const TokenRows<const void>& rows = rows_of_slice();
+    const int chunk = thread % kChunks, row = thread / kChunks;
+    const int64_t of_block = __shfl_sync(~0u, block, slice & 3);
+    const int64_t first_row = __shfl_sync(~0u, slot, slice & 3) + row;
+    const char* from =
+        static_cast<const char*>(rows.data) + 16 * chunk +
+        2 * (of_block * rows.batch_stride + kv_head * rows.head_stride + first_row * rows.row_stride);
+    const int64_t stride = 2 * kStep * rows.row_stride;
+    const bool has_column = !kFeatures || chunk * 8 < p.head_dim;
+    to += static_cast<uint32_t>((chunk >> 3) * 2048 + row * 128);
+    const uint32_t group = static_cast<uint32_t>(((chunk ^ row) & 7) << 4);
+#pragma unroll
+    for (int i = 0; i < 16; i += kStep, from += stride)
+      cp_async_16(to + i * 128 + (group ^ ((i & 7) << 4)), from, has_column);
+  }
+  // Rows wherever they are, and zeros for those that are not there.
+  __device__ __forceinline__ void copy_rows(uint32_t to) const {
+    const TokenRows<const void>& rows = rows_of_slice();
+    int32_t of_block = 0, of_slot = 0;
+    const bool there = look_up(first_key + tile * kTile + (slice & 3) * 16 + (lane & 15), of_block, of_slot);
+    const int64_t offset = there ? of_block * rows.batch_stride + of_slot * rows.row_stride : 0;
     const uint32_t all_there = __ballot_sync(~0u, there);
     const int threads = together() ? 32 * Config::kWarps : 32;
     const int thread = together() ? warp * 32 + lane : lane;
-    const int chunk = thread % kChunks, rows_at_once = threads / kChunks;
+    const int chunk = thread % kChunks;
     const char* from = static_cast<const char*>(rows.data) + 2 * (kv_head * rows.head_stride) + 16 * chunk;
     const bool has_column = !kFeatures || chunk * 8 < p.head_dim;
-#pragma unroll 2
-    for (int first = 0; first < 16; first += rows_at_once) {
-      const int row = first + thread / kChunks;
+#pragma unroll 1
+    for (int row = thread / kChunks; row < 16; row += threads / kChunks) {
       const int64_t at = __shfl_sync(~0u, offset, row);
       cp_async_16(to + (chunk >> 3) * 2048 + row * 128 + (((chunk & 7) ^ (row & 7)) << 4), from + 2 * at,
                   has_column && (all_there >> row & 1) != 0);
