@@ -1,6 +1,9 @@
 // CudaContext: its options, its refusals before any launch, and its scratch.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "core/cuda/device.h"
@@ -145,6 +148,44 @@ TEST_F(CudaContextTest, AnUnknownDeviceIsNamed) {
   const Result<CudaContext> context = CudaContext::create({.device = 99});
   ASSERT_FALSE(context.ok());
   EXPECT_EQ(context.status().field(), "device");
+}
+
+// The variable for one test; what was there before comes back.
+class ArchVariable {
+ public:
+  explicit ArchVariable(const char* value) {
+    if (const char* text = std::getenv(kName)) before_ = text;
+    setenv(kName, value, 1);
+  }
+  ~ArchVariable() {
+    if (before_) {
+      setenv(kName, before_->c_str(), 1);
+    } else {
+      unsetenv(kName);
+    }
+  }
+
+ private:
+  static constexpr const char* kName = "TESSERA_CUDA_ARCH";
+  std::optional<std::string> before_;
+};
+
+TEST_F(CudaContextTest, AnOlderArchIsForcedForContextsMadeUnderItAndExplained) {
+  const ArchVariable variable("80");
+  const Result<CudaContext> context = CudaContext::create();
+  ASSERT_TRUE(context.ok()) << context.status().message();
+  EXPECT_TRUE(attention::forward(*context, problem_, tensors_).ok());
+  EXPECT_TRUE(context->synchronize().ok());
+  const std::string lines = attention::explain(*context, problem_, attention::Pass::forward);
+  EXPECT_NE(lines.find("> sm80 prefill (mma.sync): taken on "), std::string::npos) << lines;
+  EXPECT_NE(lines.find("(sm_80)"), std::string::npos) << lines;
+}
+
+TEST_F(CudaContextTest, AnArchThatTheDeviceLacksIsNamed) {
+  const ArchVariable variable("999");
+  const Result<CudaContext> context = CudaContext::create();
+  ASSERT_FALSE(context.ok());
+  EXPECT_EQ(context.status().field(), "TESSERA_CUDA_ARCH");
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "attention/device_kernels.h"
+#include "core/cuda/arch_limit.h"
 #include "core/thread_pool.h"
 #include "tessera/cuda.h"
 #include "tessera/merge.h"
@@ -104,6 +105,45 @@ TEST(CudaContext, IsMadeOrSaysWhyNot) {
   EXPECT_TRUE(context.status().code() == StatusCode::unavailable ||
               context.status().code() == StatusCode::unsupported);
   EXPECT_NE(context.status().message().find("CUDA"), std::string::npos) << context.status().message();
+}
+
+cuda::DeviceProperties hopper() {
+  cuda::DeviceProperties device;
+  device.name = "GPU";
+  device.major = 9;
+  device.multiprocessors = 132;
+  return device;
+}
+
+TEST(CudaArch, LowersTheComputeCapabilityAndSaysSoInTheName) {
+  const Result<cuda::DeviceProperties> device = cuda::limited_to(hopper(), "80");
+  ASSERT_TRUE(device.ok()) << device.status().message();
+  EXPECT_EQ(device->sm(), 80);
+  EXPECT_EQ(device->name, "GPU under TESSERA_CUDA_ARCH=80");
+  EXPECT_EQ(device->multiprocessors, 132);
+}
+
+TEST(CudaArch, UnsetEmptyOrTheDevicesOwnChangesNothing) {
+  for (const char* arch : {static_cast<const char*>(nullptr), "", "90"}) {
+    const Result<cuda::DeviceProperties> device = cuda::limited_to(hopper(), arch);
+    ASSERT_TRUE(device.ok()) << device.status().message();
+    EXPECT_EQ(device->sm(), 90);
+    EXPECT_EQ(device->name, "GPU");
+  }
+}
+
+TEST(CudaArch, MistakesNameTheVariable) {
+  for (const char* arch : {"sm_80", "8.0", "70", "80a", "-80"}) {
+    const Result<cuda::DeviceProperties> device = cuda::limited_to(hopper(), arch);
+    ASSERT_FALSE(device.ok()) << arch;
+    EXPECT_EQ(device.status().code(), StatusCode::invalid_argument);
+    EXPECT_EQ(device.status().field(), "TESSERA_CUDA_ARCH");
+    EXPECT_NE(device.status().message().find(arch), std::string::npos) << device.status().message();
+  }
+  const Result<cuda::DeviceProperties> newer = cuda::limited_to(hopper(), "100");
+  ASSERT_FALSE(newer.ok());
+  EXPECT_EQ(newer.status().code(), StatusCode::unsupported);
+  EXPECT_EQ(newer.status().message(), "TESSERA_CUDA_ARCH=100: device GPU has only sm_90");
 }
 
 }  // namespace

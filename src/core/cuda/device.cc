@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 
+#include "core/cuda/arch_limit.h"
 #include "core/format.h"
 
 namespace tessera::cuda {
@@ -65,7 +66,7 @@ Result<DeviceProperties> device_properties(int ordinal) {
   properties.l2_bytes = got.l2CacheSize;
   properties.memory_bytes = static_cast<int64_t>(got.totalGlobalMem);
   TESSERA_RETURN_IF_ERROR(to_status(cudaDriverGetVersion(&properties.driver), "driver version"));
-  return properties;
+  return limited_to(std::move(properties), std::getenv("TESSERA_CUDA_ARCH"));
 }
 
 Status set_device(int ordinal) {

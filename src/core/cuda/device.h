@@ -31,7 +31,7 @@ struct DeviceProperties {
 
 // Devices that the process sees; unavailable, with CUDA's reason, when there is no driver or device.
 Result<int> device_count();
-Result<DeviceProperties> device_properties(int ordinal);
+Result<DeviceProperties> device_properties(int ordinal);  // as arch_limit.h limits them
 Status set_device(int ordinal);
 // Makes a device the calling thread's current one while it lives.
 class DeviceGuard {
