@@ -8,7 +8,9 @@ void add_bench_decode(CLI::App& bench, int* code) {
   auto options = std::make_shared<DeviceDecodeOptions>();
   auto device = std::make_shared<std::string>("cuda");
   CLI::App* sub = bench.add_subcommand(
-      "decode", "one query a sequence over caches on a GPU, beside the fastest reader of as many bytes");
+      "decode",
+      "one query a sequence over caches on a GPU, beside the fastest reader of as many bytes; without -b and "
+      "-n, steps of one sequence of 64, 256 and 1,024 keys too");
   sub->add_option("-b,--batch", options->batch, "sequences")
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));
@@ -33,7 +35,8 @@ void add_bench_decode(CLI::App& bench, int* code) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cuda"}));
   sub->add_option("--json", options->json, "file for one JSON object a line");
-  sub->callback([options, device, code] {
+  sub->callback([options, sub, code] {
+    options->small_steps = sub->count("--batch") == 0 && sub->count("--length") == 0;
     const Status status = bench_decode_on_device(*options);
     *code = status.ok() ? kExitOk : fail(status);
   });

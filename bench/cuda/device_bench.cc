@@ -119,6 +119,17 @@ int SmClock::megahertz() const {
                                                                                     : 0;
 }
 
+std::string driver_version() {
+  void* const library = find_library({"libnvidia-ml.so.1"});
+  int (*start)() = nullptr;
+  int (*version)(char*, unsigned) = nullptr;
+  char text[96] = "";
+  if (library == nullptr || !find_function(library, "nvmlInit_v2", start) || start() != 0 ||
+      !find_function(library, "nvmlSystemGetDriverVersion", version) || version(text, sizeof text) != 0)
+    return "";
+  return text;
+}
+
 Result<std::vector<WayTimes>> take_turns(const std::vector<Way>& ways, const TurnsOptions& options,
                                          const cuda::Stream& stream, const SmClock& clock) {
   TESSERA_ASSIGN_OR_RETURN(const cuda::Event start, cuda::Event::create());

@@ -55,6 +55,9 @@ class SmClock {
   int (*read_)(void*, int, unsigned*) = nullptr;
 };
 
+// The NVIDIA driver's version ("580.159.03") by NVML; "" where it is not found.
+std::string driver_version();
+
 // A way of doing the work: enqueues call i on the stream.
 struct Way {
   std::string name;

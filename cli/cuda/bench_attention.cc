@@ -8,6 +8,7 @@
 #include "bench/cuda/device_bench.h"
 #include "core/context.h"
 #include "core/format.h"
+#include "cuda/about.h"
 #include "cuda/bench_device.h"
 #include "tessera/attention.h"
 #include "tessera/cuda.h"
@@ -270,11 +271,11 @@ Status bench_attention_on_device(const DeviceAttentionOptions& options) {
               options.rounds);
   std::printf("%-5s %-6s %7s %6s %6s %4s | %9s %6s %8s %6s %7s %6s | %8s  %s\n", "dtype", "mask", "heads",
               "batch", "S", "D", "us", "IQR", "TFLOP/s", "peak", "matmul", "MHz", "error", "kernel");
-  lines.write({{"bench", "attention"},
-               {"device", bench.device.name},
-               {"multiprocessors", bench.device.multiprocessors},
-               {"dense_peak", peak},
-               {"matmul", matmul}});
+  boost::json::object first = about("attention", bench.device);
+  first["part"] = part;
+  first["dense_peak"] = peak;
+  first["matmul"] = matmul;
+  lines.write(first);
   bool wrong = false;
   for (const Cell& cell : cells_of(options)) {
     TESSERA_ASSIGN_OR_RETURN(const Figures f, measure(bench, cell, options));

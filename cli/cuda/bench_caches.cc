@@ -8,6 +8,8 @@ namespace tessera::cli {
 namespace {
 
 constexpr int64_t kReadPiece = 16384;
+// What the reader's places hold together: more than any L2.
+constexpr int64_t kReadMemory = int64_t{512} << 20;
 
 }  // namespace
 
@@ -75,8 +77,16 @@ attention::CacheTensors DeviceCaches::tensors() const {
 }
 
 Result<double> DeviceCaches::error(const cuda::Stream& stream) const {
+  double worst = 0, largest = 0;
+  TESSERA_RETURN_IF_ERROR(error_of(0, stream, &worst, &largest));
+  TESSERA_RETURN_IF_ERROR(error_of(shape_.batch() - 1, stream, &worst, &largest));
+  return worst / largest;
+}
+
+Status DeviceCaches::error_of(int64_t sequence, const cuda::Stream& stream, double* worst,
+                              double* largest) const {
   const CacheShape& s = shape_;
-  const int64_t width = int64_t{s.kv_heads} * s.dim, block = s.slots * width, last = s.batch() - 1;
+  const int64_t width = int64_t{s.kv_heads} * s.dim, block = s.slots * width;
   const auto fetch = [&](const cuda::DeviceBuffer& from, int64_t first, int64_t count, float* to) -> Status {
     std::vector<uint16_t> bits(static_cast<size_t>(count));
     TESSERA_RETURN_IF_ERROR(cuda::copy(bits.data(), from.as<uint16_t>() + first, bits.size() * 2, stream));
@@ -86,19 +96,18 @@ Result<double> DeviceCaches::error(const cuda::Stream& stream) const {
   };
   const int64_t row = int64_t{s.heads} * s.dim;
   std::vector<float> q(static_cast<size_t>(row)), o(q.size());
-  TESSERA_RETURN_IF_ERROR(fetch(q_, last * row, row, q.data()));
-  TESSERA_RETURN_IF_ERROR(fetch(o_, last * row, row, o.data()));
-  const std::vector<int32_t>& table = s.tables[static_cast<size_t>(last)];
+  TESSERA_RETURN_IF_ERROR(fetch(q_, sequence * row, row, q.data()));
+  TESSERA_RETURN_IF_ERROR(fetch(o_, sequence * row, row, o.data()));
+  const std::vector<int32_t>& table = s.tables[static_cast<size_t>(sequence)];
   std::vector<float> k(table.size() * static_cast<size_t>(block)), v(k.size());
   for (size_t i = 0; i < table.size(); ++i) {
     TESSERA_RETURN_IF_ERROR(fetch(k_, table[i] * block, block, k.data() + i * static_cast<size_t>(block)));
     TESSERA_RETURN_IF_ERROR(fetch(v_, table[i] * block, block, v.data() + i * static_cast<size_t>(block)));
   }
-  double worst = 0, largest = 0;
   for (const int head : {0, s.heads - 1}) {
     attention::AttentionProblem one = problem();
     one.batch = one.heads = one.kv_heads = 1;
-    one.seqlen_k = s.lengths[static_cast<size_t>(last)];
+    one.seqlen_k = s.lengths[static_cast<size_t>(sequence)];
     one.dtype = DType::f32;
     std::vector<double> want(static_cast<size_t>(s.dim));
     const int64_t at = head / (s.heads / s.kv_heads) * s.dim;
@@ -107,17 +116,27 @@ Result<double> DeviceCaches::error(const cuda::Stream& stream) const {
                                     want.data(), nullptr);
     for (int d = 0; d < s.dim; ++d) {
       const double off = std::abs(o[static_cast<size_t>(head * s.dim + d)] - want[static_cast<size_t>(d)]);
-      if (!(off <= worst)) worst = off;
-      largest = std::max(largest, std::abs(want[static_cast<size_t>(d)]));
+      if (!(off <= *worst)) *worst = off;
+      *largest = std::max(*largest, std::abs(want[static_cast<size_t>(d)]));
     }
   }
-  return worst / largest;
+  return {};
 }
 
-Status DeviceCaches::read_only(const cuda::DeviceProperties& device, const cuda::Stream& stream) const {
-  const int64_t bytes = shape_.elements() * 2 / kReadPiece * kReadPiece;
-  TESSERA_RETURN_IF_ERROR(bench::read_all(k_.data(), bytes, device, stream));
-  return bench::read_all(v_.data(), bytes, device, stream);
+Result<DeviceReader> DeviceReader::create(double bytes, const cuda::Stream& stream) {
+  DeviceReader reader;
+  reader.each_ =
+      std::max<int64_t>(1, (static_cast<int64_t>(bytes) + kReadPiece - 1) / kReadPiece) * kReadPiece;
+  reader.places_ = static_cast<int>(std::max<int64_t>(1, kReadMemory / reader.each_));
+  const int64_t all = reader.each_ * reader.places_;
+  TESSERA_ASSIGN_OR_RETURN(reader.memory_,
+                           cuda::DeviceBuffer::create(static_cast<size_t>(all), "the reader"));
+  TESSERA_RETURN_IF_ERROR(bench::fill_normal(reader.memory_.data(), all / 2, DType::bf16, 3, stream));
+  return reader;
+}
+
+Status DeviceReader::read(int i, const cuda::DeviceProperties& device, const cuda::Stream& stream) const {
+  return bench::read_all(memory_.as<char>() + i % places_ * each_, each_, device, stream);
 }
 
 }  // namespace tessera::cli

@@ -30,6 +30,8 @@ Status bench_attention_on_device(const DeviceAttentionOptions& options);
 struct DeviceDecodeOptions {
   int device = 0;
   int batch = 32, heads = 32;
+  // Also steps of one sequence of 64, 256 and 1,024 keys, in blocks of 64: latency, not bandwidth.
+  bool small_steps = true;
   std::vector<int> kv_heads = {32, 8};
   int dim = 128;
   std::vector<int64_t> lengths = {1024, 2048, 4096};
@@ -38,7 +40,7 @@ struct DeviceDecodeOptions {
   int rounds = 11;
   std::string json;
 };
-// Beside the fastest reader of as many bytes in the same run.
+// Beside the fastest reader of as many bytes in the same rounds; fails when a result is wrong.
 Status bench_decode_on_device(const DeviceDecodeOptions& options);
 
 // One query a sequence over prefixes that sequences share: prompts of which nothing, a half, three quarters
@@ -53,7 +55,8 @@ struct DeviceTreeOptions {
   int rounds = 11;
   std::string json;
 };
-// Beside the paged kernel on the same tables, and the unique bytes at the reader's rate.
+// Beside the paged kernel on the same tables and the fastest reader of the unique bytes, in the same rounds,
+// and whether a row is within the limit (bench/cuda/figures.h). Fails when a result is wrong.
 Status bench_tree_on_device(const DeviceTreeOptions& options);
 
 }  // namespace tessera::cli

@@ -27,16 +27,31 @@ class DeviceCaches {
   attention::AttentionProblem problem() const;
   attention::CacheView view() const;
   attention::CacheTensors tensors() const;
-  // The largest error of o in the last sequence's first and last head, as a part of the largest value there.
+  // The largest error of o in two heads of the first and the last sequence, as a part of the largest value
+  // there.
   Result<double> error(const cuda::Stream& stream) const;
-  // Reads as many bytes as K and V hold, in whole pieces of the reader.
-  Status read_only(const cuda::DeviceProperties& device, const cuda::Stream& stream) const;
   double bytes() const { return 4.0 * static_cast<double>(shape_.elements()); }  // of K and V
 
  private:
+  Status error_of(int64_t sequence, const cuda::Stream& stream, double* worst, double* largest) const;
   explicit DeviceCaches(const CacheShape& shape) : shape_(shape) {}
   CacheShape shape_;
   cuda::DeviceBuffer q_, k_, v_, o_, table_, lengths_;
+};
+
+// Reads as many bytes as a step must by one launch of the fastest reader, other memory from call to call: the
+// ceiling of a step of that size, whose launch and first bytes count for it too.
+class DeviceReader {
+ public:
+  // Of `bytes` rounded up to whole pieces of the reader.
+  static Result<DeviceReader> create(double bytes, const cuda::Stream& stream);
+  Status read(int i, const cuda::DeviceProperties& device, const cuda::Stream& stream) const;
+  double bytes() const { return static_cast<double>(each_); }
+
+ private:
+  int64_t each_ = 0;
+  int places_ = 1;
+  cuda::DeviceBuffer memory_;
 };
 
 }  // namespace tessera::cli
