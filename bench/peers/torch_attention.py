@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Tessera's CUDA attention beside cuDNN, FlashAttention-2 and, where it is installed, FlashAttention-3, in one process.
 
-    torch_attention.py [--cells GROUP,...] [--rounds N] [--json FILE]
+    torch_attention.py [--cells GROUP,...] [--quick] [--rounds N] [--budget S] [--json FILE]
 
 Groups of cells: forward (D 64 and 128, full and causal, S 512 to 16k: the 24 cells), dims (D 96 and 256), gqa (8 query heads
-a kv head), varlen, decode (one query a sequence over a cache; ours paged by blocks of 64 and 16, the rivals' contiguous). Words
-of a cell's name (D128, causal, S512, page16...) narrow a group: forward:D128:causal. B * S = 16k and H * D = 2048, but in decode.
+a kv head), varlen, decode (one query a sequence over a cache; ours paged by blocks of 64 and 16, the rivals' contiguous), small
+(decode of one sequence), backward (the gradients alone), sm80 (our kernels of compute capability 8.0, forward and backward,
+beside FlashAttention-2 on the same GPU; runs alone, with TESSERA_CUDA_ARCH=80). Words of a cell's name (D128, causal, S512,
+page16...) narrow a group: forward:D128:causal. B * S = 16k and H * D = 2048, but in decode and small.
 
 How it is timed. Inputs are normal random numbers. After at least --warm-up seconds of work the engines take turns, and who
 begins changes every round. A sample is one CUDA graph of as many calls as fill --sample-ms, over sets of inputs that together
@@ -13,183 +15,39 @@ exceed L2 twice; everything that a call launches is inside (cuDNN's varlen call 
 and every rival keep the log-sum-exp. SM clock, power and temperature are read by NVML during each sample; a round in which
 somebody's clock is off its own median by more than 2 % is left out, unless too few would remain. A cell's figure is the median
 over rounds; a ratio is the median of the rounds' own ratios (a rival's time / ours: above 1 we are faster). Before it is timed,
-each engine's result is compared with float64 on some rows.
+each engine's result is compared with float64: some rows, or all gradients of a head. A wrong result of ours, or a call of
+ours that fails, leaves the cell out and makes the command fail at the end.
 
-cuDNN and FlashAttention-2 are PyTorch's; FlashAttention-3 is the module flash_attn_interface, if it can be imported.
+--quick is 5 rounds of 5 ms after 1 s of work; --budget S begins no cell that would end after S seconds if it took as long as the
+slowest so far. Each group ends with its verdict, also when the time is up or the process is terminated.
+
+cuDNN and FlashAttention-2 are PyTorch's; FlashAttention-3 is the module flash_attn_interface, if it can be imported. The first
+line of --json has the device, driver, commit (TESSERA_COMMIT, or the checkout's), date and command.
 """
 
 import argparse
+import datetime
 import importlib
 import json
 import math
+import os
+import pathlib
+import signal
 import statistics
+import subprocess
 import sys
 import time
 
-ENGINES = ("tessera", "cudnn", "fa2", "fa3")
-GROUPS = ("forward", "dims", "gqa", "varlen", "decode")
-TOKENS, WIDTH = 16384, 2048  # batch * seqlen and heads * head_dim
+from attention_figures import ENGINES, TOKENS, head, kind_of, lengths_of, row, selected, summary, verdict
+
 DENSE_CLOCK_HZ = 1.83e9  # of NVIDIA's dense figure for the H100 and H200
 FLOPS_PER_CLOCK = 4096  # bf16, dense, of one multiprocessor of compute capability 9.0
 L2_BYTES = 60 << 20
 # PyTorch 2.11 plans cuDNN's varlen call anew every time (40 ms of host time), which also fails inside a capture. Its kernels'
 # own times are summed instead, which leaves out all else and lets the clocks rest between calls: cuDNN at its best.
 NOT_CAPTURED = {("cudnn", "varlen")}
-CLOCK_TOLERANCE = 0.02
-LEAST_ROUNDS = 5
-ERROR_LIMIT = 2e-2  # of bf16 results of normal inputs, beside float64
-
-
-# ---- Cells, figures and tables: no PyTorch here
-
-
-def cells_of(group):
-    """The cells of a group, as dicts with a name whose words select them."""
-    def cell(dim, causal, seqlen, kv_share=1, **more):
-        heads = WIDTH // dim
-        words = [group, f"D{dim}", "causal" if causal else "full", f"S{seqlen}"]
-        return {"group": group, "name": ":".join(words), "dim": dim, "causal": causal, "seqlen": seqlen,
-                "batch": TOKENS // seqlen, "heads": heads, "kv_heads": max(1, heads // kv_share), **more}
-
-    if group == "forward":
-        return [cell(d, c, s) for d in (128, 64) for c in (False, True) for s in (512, 1024, 2048, 4096, 8192, 16384)]
-    if group == "dims":
-        return [cell(d, c, s) for d in (96, 256) for c in (False, True) for s in (1024, 4096, 16384)]
-    if group == "gqa":
-        return [cell(d, c, s, 8) for d in (128, 64) for c in (False, True) for s in (1024, 4096, 16384)]
-    if group == "varlen":
-        return [cell(d, c, s, lengths=varlen_lengths(s)) for d in (128, 64) for c in (False, True) for s in (1024, 4096)]
-    return [{"group": group, "name": f"decode:kv{kv}:n{n}:page{page}", "dim": 128, "causal": False, "seqlen": n, "batch": 32,
-             "heads": 32, "kv_heads": kv, "page": page}
-            for kv in (32, 8) for n in (1024, 2048, 4096) for page in (64, 16)]
-
-
-def varlen_lengths(longest):
-    """Lengths from an eighth of `longest` to `longest`, TOKENS in all, the same in every run."""
-    lengths, state = [], 1
-    while sum(lengths) < TOKENS:
-        state = (state * 1103515245 + 12345) % 2**31
-        length = longest // 8 + (state >> 8) % (longest - longest // 8 + 1)
-        lengths.append(min(length, TOKENS - sum(lengths)))
-    return lengths
-
-
-def selected(selection):
-    """The cells of "group:word:word,..."; ValueError names what is unknown."""
-    cells = []
-    for part in selection.split(","):
-        group, *words = part.split(":")
-        if group not in GROUPS:
-            raise ValueError(f"'{group}' is no group of cells; there are {', '.join(GROUPS)}")
-        found = [c for c in cells_of(group) if all(w in c["name"].split(":") for w in words)]
-        if not found:
-            raise ValueError(f"'{part}' selects no cell; the group's are " + ", ".join(c["name"] for c in cells_of(group)))
-        cells += found
-    return cells
-
-
-def lengths_of(cell):
-    return cell.get("lengths") or [cell["seqlen"]] * cell["batch"]
-
-
-def flops_of(cell):
-    """Two per multiply-add of both products over the visible pairs; causal counts half."""
-    if cell["group"] == "decode":
-        return 4.0 * cell["batch"] * cell["heads"] * cell["seqlen"] * cell["dim"]
-    pairs = sum(n * n for n in lengths_of(cell))
-    return 4.0 * cell["heads"] * cell["dim"] * pairs * (0.5 if cell["causal"] else 1.0)
-
-
-def bytes_of(cell):
-    """What must move: q and o once, K and V once."""
-    rows = cell["batch"] if cell["group"] == "decode" else TOKENS
-    keys = cell["batch"] * cell["seqlen"] if cell["group"] == "decode" else TOKENS
-    return 2.0 * cell["dim"] * (2 * rows * cell["heads"] + 2 * keys * cell["kv_heads"])
-
-
-def steady_rounds(clocks):
-    """Indices of the rounds in which every engine's clock is near its own median. clocks: {engine: [Hz of each round]}."""
-    rounds = range(min(len(c) for c in clocks.values()))
-    def steady(values, r):
-        middle = statistics.median(values)
-        return middle == 0 or abs(values[r] - middle) <= CLOCK_TOLERANCE * middle
-    kept = [r for r in rounds if all(steady(values, r) for values in clocks.values())]
-    return kept if len(kept) >= min(LEAST_ROUNDS, len(rounds)) else list(rounds)
-
-
-def quartiles(values):
-    ordered = sorted(values)
-    return ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
-
-
-def summary(cell, samples, clocks):
-    """Medians, quartiles and paired ratios of a cell. samples: {engine: [seconds of a call, by round]}."""
-    rounds = steady_rounds(clocks)
-    kept = {engine: [values[r] for r in rounds] for engine, values in samples.items()}
-    out = {"rounds": len(rounds), "dropped": len(next(iter(samples.values()))) - len(rounds), "engines": {}}
-    for engine, values in kept.items():
-        low, high = quartiles(values)
-        out["engines"][engine] = {"seconds": statistics.median(values), "quartiles": [low, high],
-                                  "tflops": flops_of(cell) / statistics.median(values) * 1e-12,
-                                  "bytes_per_second": bytes_of(cell) / statistics.median(values)}
-    if "tessera" in kept:
-        for engine, values in kept.items():
-            ratios = [theirs / ours for theirs, ours in zip(values, kept["tessera"])]
-            out["engines"][engine]["ratio"] = statistics.median(ratios)
-    rivals = {e: f for e, f in out["engines"].items() if e in ("cudnn", "fa3", "fa2")}
-    if rivals and "tessera" in kept:
-        out["best_rival"] = min(rivals, key=lambda e: rivals[e]["seconds"])
-        out["ratio"] = rivals[out["best_rival"]]["ratio"]
-    return out
-
-
-def mean(ratios):
-    return math.exp(sum(math.log(r) for r in ratios) / len(ratios))
-
-
-def head(engines):
-    names = {"tessera": "ours", "cudnn": "cuDNN", "fa2": "FA2", "fa3": "FA3"}
-    return (f"{'cell':<28}" + "".join(f"{names[e] + ' us':>11}{'rate':>8}" for e in engines) + f"{'peak':>7}{'matmul':>8}  "
-            + "".join(f"{'/' + names[e]:>8}" for e in engines if e != "tessera") + f"{'best':>8}{'IQR':>7}{'clock':>7}")
-
-
-def row(cell, figures, engines, peak, matmul, clock):
-    """One line: microseconds and rate (TFLOP/s; decode: TB/s) of each engine, ours in percent of peak and matmul, ratios."""
-    decode = cell["group"] == "decode"
-    text = f"{cell['name']:<28}"
-    for engine in engines:
-        f = figures["engines"].get(engine)
-        if f is None:
-            text += f"{'-':>11}{'-':>8}"
-        else:
-            rate = f["bytes_per_second"] * 1e-12 if decode else f["tflops"]
-            text += f"{f['seconds'] * 1e6:>11.1f}{rate:>8.2f}" if decode else f"{f['seconds'] * 1e6:>11.1f}{rate:>8.0f}"
-    ours = figures["engines"].get("tessera")
-    if ours is None:
-        return text
-    text += f"{'':>15}" if decode else f"{100e12 * ours['tflops'] / peak:>6.1f}%{100e12 * ours['tflops'] / matmul:>7.1f}%"
-    text += "  "
-    for engine in engines:
-        if engine != "tessera":
-            f = figures["engines"].get(engine)
-            text += f"{'-':>8}" if f is None else f"{f['ratio']:>8.3f}"
-    low, high = ours["quartiles"]
-    spread = 100 * (high - low) / ours["seconds"]
-    return text + (f"{figures['ratio']:>8.3f}" if "ratio" in figures else f"{'-':>8}") + f"{spread:>6.1f}%{clock:>7.0f}"
-
-
-def verdict(group, results):
-    """Means and the lowest cell of a group's ratios against the best rival of each cell."""
-    judged = [(figures["ratio"], cell["name"]) for cell, figures in results if "ratio" in figures]
-    if not judged:
-        return f"{group}: no rival to compare with"
-    lowest, name = min(judged)
-    text = f"{group}: against the best rival of each cell, mean {mean([r for r, _ in judged]):.3f}, lowest {lowest:.3f} ({name})"
-    for rival in ("cudnn", "fa2", "fa3"):
-        ratios = [f["engines"][rival]["ratio"] for _, f in results if "ratio" in f["engines"].get(rival, {})]
-        if ratios:
-            text += f"; /{rival} {mean(ratios):.3f} over {len(ratios)}"
-    return text
+# Of bf16 results of normal inputs, beside float64: of outputs, and of gradients as a part of the largest.
+ERROR_LIMIT, GRADIENT_LIMIT = 2e-2, 5e-2
 
 
 # ---- Engines
@@ -197,6 +55,23 @@ def verdict(group, results):
 
 class Unavailable(Exception):
     """An engine that is not here, or does not take a cell: why."""
+
+
+class Wrong(Exception):
+    """Our result is wrong, or our call failed: the cell has no figure and the command fails."""
+
+
+class TimeIsUp(Exception):
+    """The process was asked to end."""
+
+
+def by_name(operator, values):
+    """operator(*args), its arguments found in `values` by the names of its schema; None for those that are not there."""
+    return operator.default(*[values.get(a.name) for a in operator.default._schema.arguments if not a.kwarg_only])
+
+
+def heads_first(x):
+    return tuple(x[name].transpose(1, 2) for name in "qkv")
 
 
 class Bench:
@@ -238,15 +113,21 @@ class Bench:
         return (nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM), nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
                 nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
 
+    def driver(self):
+        if self.nvml is None:
+            return None
+        version = self.nvml[0].nvmlSystemGetDriverVersion()
+        return version.decode() if isinstance(version, bytes) else version
+
     def randn(self, *shape):
         return self.torch.randn(shape, generator=self.generator, device=self.device, dtype=self.torch.bfloat16)
 
     def inputs(self, cell):
         """As many sets of inputs as exceed L2 twice, at least three."""
         element = 2 * cell["dim"]
-        if cell["group"] == "decode":
+        if cell["kind"] == "decode":
             size = element * 2 * cell["batch"] * cell["seqlen"] * cell["kv_heads"]
-            sets = max(2, math.ceil(150e6 / size))
+            sets = min(512, max(2, math.ceil(150e6 / size)))
         else:
             size = element * TOKENS * (cell["heads"] + 2 * cell["kv_heads"])
             sets = max(3, math.ceil(2 * L2_BYTES / size))
@@ -254,12 +135,15 @@ class Bench:
 
     def one_input(self, cell):
         dim, heads, kv = cell["dim"], cell["heads"], cell["kv_heads"]
-        if cell["group"] == "varlen":
+        if cell["kind"] == "varlen":
             return {"q": self.randn(TOKENS, heads, dim), "k": self.randn(TOKENS, kv, dim), "v": self.randn(TOKENS, kv, dim)}
-        if cell["group"] != "decode":
+        if cell["kind"] != "decode":
             batch, rows = cell["batch"], cell["seqlen"]
-            return {"q": self.randn(batch, rows, heads, dim), "k": self.randn(batch, rows, kv, dim),
-                    "v": self.randn(batch, rows, kv, dim)}
+            one = {"q": self.randn(batch, rows, heads, dim), "k": self.randn(batch, rows, kv, dim),
+                   "v": self.randn(batch, rows, kv, dim)}
+            if cell["kind"] == "backward":
+                one["dout"] = self.randn(batch, rows, heads, dim)
+            return one
         torch, batch, n, page = self.torch, cell["batch"], cell["seqlen"], cell["page"]
         one = {"q": self.randn(batch, 1, heads, dim), "k": self.randn(batch, n, kv, dim), "v": self.randn(batch, n, kv, dim)}
         # The same keys and values in pages, dealt at random.
@@ -280,38 +164,105 @@ class Bench:
         return self.torch.tensor(sums, dtype=self.torch.int32, device=self.device)
 
     def call(self, engine, cell):
-        """A function of one set of inputs that gives out as (batch, rows, heads, dim), or (rows, heads, dim) for varlen."""
+        """A function of one set of inputs that gives out as (batch, rows, heads, dim), or (rows, heads, dim) for varlen; of
+        backward, dq, dk and dv."""
         if engine in self.missing:
             raise Unavailable(self.missing[engine])
-        aten, causal, group = self.torch.ops.aten, cell["causal"], cell["group"]
-        if engine == "tessera":
-            ours = self.modules["tessera"]
-            if group == "varlen":
-                cu, longest = self.cumulative(cell), max(cell["lengths"])
-                return lambda x: ours.flash_attn_varlen_func(x["q"], x["k"], x["v"], cu, cu, longest, longest, causal=causal)
-            if group == "decode":
-                return lambda x: ours.flash_attn_with_kvcache(
-                    x["q"], x["k_pages"], x["v_pages"], cache_seqlens=x["lengths"], block_table=x["table"],
-                    return_softmax_lse=False)
-            return lambda x: ours.flash_attn_func(x["q"], x["k"], x["v"], causal=causal)
-        if engine == "fa3":
-            theirs = self.modules["fa3"]
-            if group in ("varlen", "decode"):
-                raise Unavailable("not compared there")
-            return lambda x: theirs.flash_attn_func(x["q"], x["k"], x["v"], causal=causal)
-        if group == "varlen":
+        if engine not in cell.get("engines", ENGINES):
+            raise Unavailable("not compared there")
+        if cell["kind"] == "backward":
+            return self.gradients(engine, cell)
+        return {"tessera": self.ours, "fa3": self.fa3, "cudnn": self.cudnn, "fa2": self.fa2}[engine](cell)
+
+    def ours(self, cell):
+        module, causal = self.modules["tessera"], cell["causal"]
+        if cell["kind"] == "varlen":
             cu, longest = self.cumulative(cell), max(cell["lengths"])
-            if engine == "cudnn":
-                return lambda x: aten._cudnn_attention_forward(
-                    x["q"], x["k"], x["v"], None, cu, cu, longest, longest, True, 0.0, causal, False)[0]
+            return lambda x: module.flash_attn_varlen_func(x["q"], x["k"], x["v"], cu, cu, longest, longest, causal=causal)
+        if cell["kind"] == "decode":
+            return lambda x: module.flash_attn_with_kvcache(
+                x["q"], x["k_pages"], x["v_pages"], cache_seqlens=x["lengths"], block_table=x["table"],
+                return_softmax_lse=False)
+        return lambda x: module.flash_attn_func(x["q"], x["k"], x["v"], causal=causal)
+
+    def fa3(self, cell):
+        module, causal = self.modules["fa3"], cell["causal"]
+        if cell["kind"] == "varlen":
+            cu, longest = self.cumulative(cell), max(cell["lengths"])
+            return lambda x: module.flash_attn_varlen_func(x["q"], x["k"], x["v"], cu, cu, longest, longest, causal=causal)
+        if cell["kind"] == "decode":  # of whole caches: no lengths to read; it chooses how often to split
+            return lambda x: module.flash_attn_func(x["q"], x["k"], x["v"], num_splits=0)
+        return lambda x: module.flash_attn_func(x["q"], x["k"], x["v"], causal=causal)
+
+    def cudnn(self, cell):
+        aten, causal = self.torch.ops.aten, cell["causal"]
+        if cell["kind"] == "varlen":
+            cu, longest = self.cumulative(cell), max(cell["lengths"])
+            return lambda x: aten._cudnn_attention_forward(
+                x["q"], x["k"], x["v"], None, cu, cu, longest, longest, True, 0.0, causal, False)[0]
+        return lambda x: aten._scaled_dot_product_cudnn_attention(
+            *heads_first(x), None, True, 0.0, causal, False)[0].transpose(1, 2)
+
+    def fa2(self, cell):
+        aten, causal = self.torch.ops.aten, cell["causal"]
+        if cell["kind"] == "varlen":
+            cu, longest = self.cumulative(cell), max(cell["lengths"])
             return lambda x: aten._flash_attention_forward(
                 x["q"], x["k"], x["v"], cu, cu, longest, longest, 0.0, causal, False)[0]
-        def heads_first(x):
-            return tuple(x[name].transpose(1, 2) for name in "qkv")
-        if engine == "cudnn":
-            return lambda x: aten._scaled_dot_product_cudnn_attention(
-                *heads_first(x), None, True, 0.0, causal, False)[0].transpose(1, 2)
         return lambda x: aten._scaled_dot_product_flash_attention(*heads_first(x), 0.0, causal, False)[0].transpose(1, 2)
+
+    def gradients(self, engine, cell):
+        """The backward alone: what the forward leaves is computed at the first call of a set of inputs."""
+        aten, causal, left = self.torch.ops.aten, cell["causal"], {}
+        if engine == "fa3":
+            raise Unavailable("its backward is not compared")
+        if engine == "tessera":
+            module = self.modules["tessera"]
+
+            def ours(x):
+                if id(x) not in left:
+                    left[id(x)] = module.attention_forward(x["q"], x["k"], x["v"], causal=causal)
+                return module.attention_backward(x["dout"], x["q"], x["k"], x["v"], *left[id(x)], causal=causal)
+
+            return ours
+        name = "cudnn" if engine == "cudnn" else "flash"
+        forward = getattr(aten, f"_scaled_dot_product_{name}_attention")
+        backward = getattr(aten, f"_scaled_dot_product_{name}_attention_backward")
+
+        def theirs(x):
+            q, k, v = heads_first(x)
+            given = {"query": q, "key": k, "value": v, "dropout_p": 0.0, "is_causal": causal, "compute_log_sumexp": True,
+                     "return_debug_mask": False}
+            if id(x) not in left:
+                out = by_name(forward, given)
+                names = [r.name for r in forward.default._schema.returns]
+                left[id(x)] = dict(zip(names, out))
+            # The backwards name two of the forwards' results otherwise.
+            kept = left[id(x)]
+            given.update(kept, out=kept["output"], grad_out=x["dout"].transpose(1, 2))
+            given.setdefault("philox_seed", kept.get("rng_state"))
+            given.setdefault("philox_offset", kept.get("unused"))
+            return tuple(g.transpose(1, 2) for g in by_name(backward, given))
+
+        return theirs
+
+    def gradient_error(self, cell, x, gradients):
+        """The largest difference from float64 as a part of the largest gradient, in a head of the first and the last sequence."""
+        torch = self.torch
+        worst = 0.0
+        for b, h in {(0, 0), (cell["batch"] - 1, cell["heads"] - 1)}:
+            q, k, v, dout = (x[name][b, :, h].double() for name in ("q", "k", "v", "dout"))
+            scale = cell["dim"] ** -0.5
+            scores = q @ k.T * scale
+            if cell["causal"]:
+                scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu_(1), float("-inf"))
+            p = torch.softmax(scores, -1)
+            del scores
+            dp = dout @ v.T
+            ds = p * (dp - (p * dp).sum(-1, keepdim=True))
+            for got, want in zip(gradients, (ds @ k * scale, ds.T @ q * scale, p.T @ dout)):
+                worst = max(worst, ((got[b, :, h].double() - want).abs().max() / want.abs().max()).item())
+        return worst
 
     def error(self, cell, x, out):
         """The largest difference from float64, over some rows of two heads of the first and the last sequence."""
@@ -320,7 +271,7 @@ class Bench:
         worst = 0.0
         for index in (0, len(lengths) - 1):
             start, length = sum(lengths[:index]), lengths[index]
-            if cell["group"] == "varlen":
+            if cell["kind"] == "varlen":
                 q, k, v, o = (t[start:start + length] for t in (x["q"], x["k"], x["v"], out))
             else:
                 q, k, v, o = (t[index] for t in (x["q"], x["k"], x["v"], out))
@@ -346,7 +297,7 @@ class Bench:
                 for i in range(calls):
                     run(sets[i % len(sets)])
 
-        if (engine, cell["group"]) in NOT_CAPTURED:
+        if (engine, cell["kind"]) in NOT_CAPTURED:
             return work
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -374,18 +325,32 @@ class Bench:
             self.torch.cuda.synchronize()
         return sum(event.self_device_time_total for event in profile.key_averages()) * 1e-6, state
 
+    def kernels_of(self, work):
+        """The names of the kernels that work() launches."""
+        profiler = self.torch.profiler
+        with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
+            work()
+            self.torch.cuda.synchronize()
+        return [event.key for event in profile.key_averages()]
+
     def prepare(self, engine, cell, sets):
         """(work, calls, error, timer) of an engine: checked, warm, and of the length of a sample."""
         run = self.call(engine, cell)
+        backward = cell["kind"] == "backward"
         with self.torch.no_grad():
-            for x in sets[:2]:
+            for x in sets if backward else sets[:2]:
                 out = run(x)
-            error = self.error(cell, sets[min(1, len(sets) - 1)], out)
-            if not error <= ERROR_LIMIT:
-                raise RuntimeError(f"{engine}, {cell['name']}: the result is off by {error}")
+            checked = sets[-1] if backward else sets[min(1, len(sets) - 1)]
+            error = self.gradient_error(cell, checked, out) if backward else self.error(cell, checked, out)
+            if not error <= (GRADIENT_LIMIT if backward else ERROR_LIMIT):
+                raise RuntimeError(f"{cell['name']}: the result is off by {error}")
+            if engine == "tessera" and cell["group"] == "sm80":
+                names = self.kernels_of(lambda: run(sets[0]))
+                if not any("sm80" in name for name in names):
+                    raise RuntimeError(f"TESSERA_CUDA_ARCH=80 is not heeded: {', '.join(names)}")
             few = self.sample(engine, cell, run, sets, len(sets))
             few()
-            if (engine, cell["group"]) in NOT_CAPTURED:
+            if (engine, cell["kind"]) in NOT_CAPTURED:
                 return few, len(sets), error, self.kernel_seconds
             once = self.seconds(few)[0] / len(sets)
             calls = max(1, math.ceil(self.options.sample_ms * 1e-3 / once / len(sets))) * len(sets)
@@ -417,12 +382,15 @@ class Bench:
         for engine in self.options.engines:
             try:
                 ready[engine] = self.prepare(engine, cell, sets)
-            except (Unavailable, NotImplementedError, ValueError) as error:
-                why[engine] = str(error).splitlines()[0]
-            except RuntimeError as error:
-                if engine == "tessera" or "CUDA error" in str(error):
-                    raise
-                why[engine] = str(error).splitlines()[0]
+            except Unavailable as error:
+                why[engine] = str(error)
+            except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                text = (str(error).splitlines() or [type(error).__name__])[0]
+                if "CUDA error" in str(error):
+                    raise  # nothing more runs in this process
+                if engine == "tessera":
+                    raise Wrong(text) from error
+                why[engine] = text
         samples = {engine: [] for engine in ready}
         states = {engine: [] for engine in ready}
         engines = list(ready)
@@ -438,6 +406,81 @@ class Bench:
         return samples, states, {e: error for e, (_, _, error, _) in ready.items()}, why
 
 
+def commit():
+    """Of TESSERA_COMMIT or of this file's checkout; None where neither says."""
+    if "TESSERA_COMMIT" in os.environ:
+        return os.environ["TESSERA_COMMIT"]
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True,
+                              text=True, check=False, cwd=pathlib.Path(__file__).parent)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def about(bench, matmul):
+    options, torch = bench.options, bench.torch
+    return {"device": bench.properties.name, "multiprocessors": bench.properties.multi_processor_count,
+            "driver": bench.driver(), "torch": torch.__version__, "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(), "tessera": getattr(bench.modules.get("tessera"), "__version__", None),
+            "commit": commit(), "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "command": " ".join(sys.argv), "tessera_cuda_arch": os.environ.get("TESSERA_CUDA_ARCH"), "rounds": options.rounds,
+            "sample_ms": options.sample_ms, "warm_up_s": options.warm_up, "dense_peak": bench.peak, "matmul": matmul,
+            "missing": bench.missing}
+
+
+class Budget:
+    """Whether there is time for one more cell, judged by the slowest so far."""
+
+    def __init__(self, seconds, clock=time.monotonic):
+        self.seconds, self.clock, self.start, self.slowest = seconds, clock, clock(), 0.0
+        self.begun = self.start
+
+    def allows_one_more(self):
+        self.begun = self.clock()
+        return not self.seconds or self.begun - self.start + self.slowest <= self.seconds
+
+    def done_one(self):
+        self.slowest = max(self.slowest, self.clock() - self.begun)
+
+
+def time_group(bench, group, cells, matmul, budget, write):
+    """Times the group's cells and ends with its verdict. The words of what went wrong."""
+    done, failed, reasons = [], [], {}
+    options = bench.options
+    try:
+        for cell in cells:
+            if not budget.allows_one_more():
+                print(f"the budget of {options.budget:.0f} s is spent")
+                break
+            try:
+                samples, states, errors, why = bench.cell(cell)
+            except Wrong as error:
+                failed.append(f"{cell['name']}: {error}")
+                print(f"{cell['name']:<33} FAILED: {error}", flush=True)
+                write({"cell": cell, "failed": str(error)})
+                continue
+            budget.done_one()
+            for engine, reason in why.items():
+                reasons.setdefault((engine, reason), cell["name"])
+            if not samples:
+                print(f"{cell['name']:<33} no engine takes it")
+                continue
+            clocks = {e: [s[0] for s in values] for e, values in states.items()}
+            figures = summary(cell, samples, clocks)
+            write({"cell": {k: v for k, v in cell.items() if k != "lengths"}, "samples": samples,
+                   "clock_watts_degrees": states, "errors": errors, "why_not": why,
+                   "captured": {e: (e, kind_of(cell)) not in NOT_CAPTURED for e in samples}, **figures})
+            clock = statistics.median(clocks.get("tessera") or [0])
+            print(row(cell, figures, options.engines, bench.peak, matmul, clock), flush=True)
+            done.append((cell, figures))
+    finally:
+        print(verdict(group, done, len(cells)), flush=True)
+        for (engine, reason), name in reasons.items():
+            print(f"{engine} was left out first in {name}: {reason}")
+    return failed
+
+
 def run(options):
     bench = Bench(options)
     torch = bench.torch
@@ -451,53 +494,38 @@ def run(options):
             print(f"{engine} is not here: {why}")
     bench.warm_up()
     matmul = bench.matmul()
-    about = {"device": bench.properties.name, "multiprocessors": bench.properties.multi_processor_count,
-             "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-             "tessera": getattr(bench.modules.get("tessera"), "__version__", None), "rounds": options.rounds,
-             "sample_ms": options.sample_ms, "warm_up_s": options.warm_up, "dense_peak": bench.peak, "matmul": matmul,
-             "missing": bench.missing}
-    write(about)
-    print(f"{about['device']}, torch {about['torch']}, cuDNN {about['cudnn']}; dense bf16 peak {bench.peak * 1e-12:.0f} TFLOP/s,"
-          f" matmul of 8192 {matmul * 1e-12:.0f}; times are medians of {options.rounds} rounds, rates TFLOP/s (decode TB/s of q, "
-          f"K, V and o)\nratios: a rival's time / ours, median of the rounds' own; best: the cell's fastest")
+    first = about(bench, matmul)
+    write(first)
+    print(", ".join([first["device"], *(f"{name} {first[name]}" for name in ("driver", "torch", "cudnn", "commit"))]))
+    print(f"dense bf16 peak {bench.peak * 1e-12:.0f} TFLOP/s, matmul of 8192 {matmul * 1e-12:.0f}; times are medians of "
+          f"{options.rounds} rounds, rates TFLOP/s (decode TB/s of q, K, V and o)")
+    print("ratios: a rival's time / ours, median of the rounds' own; best: the cell's fastest")
     print(head(options.engines))
-    started, done, reasons = time.monotonic(), [], {}
-    for cell in options.cells:
-        if options.budget and time.monotonic() - started > options.budget:
-            print(f"the budget of {options.budget:.0f} s is spent: {len(options.cells) - len(done)} cells were not run")
-            break
-        samples, states, errors, why = bench.cell(cell)
-        for engine, reason in why.items():
-            reasons.setdefault((engine, reason), cell["name"])
-        if not samples:
-            print(f"{cell['name']:<28} no engine takes it")
-            continue
-        clocks = {e: [s[0] for s in values] for e, values in states.items()}
-        figures = summary(cell, samples, clocks)
-        write({"cell": {k: v for k, v in cell.items() if k != "lengths"}, "samples": samples, "clock_watts_degrees": states,
-               "errors": errors, "why_not": why, **figures})
-        clock = statistics.median(clocks.get("tessera", [0])) if clocks.get("tessera") else 0
-        print(row(cell, figures, options.engines, bench.peak, matmul, clock), flush=True)
-        done.append((cell, figures))
+    budget, failed = Budget(options.budget), []
+    for group in dict.fromkeys(cell["group"] for cell in options.cells):
+        failed += time_group(bench, group, [c for c in options.cells if c["group"] == group], matmul, budget, write)
+        torch.cuda.empty_cache()
     after = bench.matmul()
     write({"matmul_after": after})
     print(f"matmul of 8192 after it: {after * 1e-12:.0f} TFLOP/s")
-    for group in dict.fromkeys(cell["group"] for cell, _ in done):
-        print(verdict(group, [(c, f) for c, f in done if c["group"] == group]))
-    for (engine, reason), name in reasons.items():
-        print(f"{engine} was left out first in {name}: {reason}")
+    if failed:
+        sys.exit("our results are wrong or missing in " + "; ".join(failed))
 
 
-def main():
+def parsed(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default="forward,dims,gqa,varlen,decode", help="groups, narrowed by words: forward:D64")
     parser.add_argument("--engines", default=",".join(ENGINES), help="whom to time (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=11, help="samples of each engine and cell (default: %(default)s)")
-    parser.add_argument("--sample-ms", type=float, default=10.0, help="least length of a sample (default: %(default)s)")
-    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds of work before the cells (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=0.0, help="begin no cell after so many seconds (default: no limit)")
+    parser.add_argument("--quick", action="store_true", help="5 rounds of 5 ms after 1 s of work, unless told otherwise")
+    parser.add_argument("--rounds", type=int, help="samples of each engine and cell (default: 11)")
+    parser.add_argument("--sample-ms", type=float, help="least length of a sample (default: 10)")
+    parser.add_argument("--warm-up", type=float, help="seconds of work before the cells (default: 2)")
+    parser.add_argument("--budget", type=float, default=0.0, help="seconds, as above (default: no limit)")
     parser.add_argument("--json", help="write raw samples here, one JSON object a line")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    for name, usual, quick in (("rounds", 11, 5), ("sample_ms", 10.0, 5.0), ("warm_up", 2.0, 1.0)):
+        if getattr(options, name) is None:
+            setattr(options, name, quick if options.quick else usual)
     options.engines = options.engines.split(",")
     for engine in options.engines:
         if engine not in ENGINES:
@@ -508,8 +536,22 @@ def main():
         options.cells = selected(options.cells)
     except ValueError as error:
         parser.error(f"--cells: {error}")
+    return options
+
+
+def end(*_):
+    raise TimeIsUp
+
+
+def main():
+    options = parsed(sys.argv[1:])
+    if options.cells[0]["group"] == "sm80":
+        os.environ["TESSERA_CUDA_ARCH"] = "80"  # read when the package makes a context
+    signal.signal(signal.SIGTERM, end)
     try:
         run(options)
+    except TimeIsUp:
+        sys.exit("terminated before all cells were timed")
     except ImportError as error:
         sys.exit(f"{sys.executable} has no PyTorch: {error}")
     except Unavailable as error:

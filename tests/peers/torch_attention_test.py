@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """bench/peers/torch_attention.py: its cells, ratios and verdicts, on made-up samples. Needs neither PyTorch nor a GPU."""
 
+import argparse
+import contextlib
+import io
 import pathlib
 import subprocess
 import sys
@@ -8,7 +11,8 @@ import unittest
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "bench/peers/torch_attention.py"
 sys.path.insert(0, str(SCRIPT.parent))
-import torch_attention as bench  # noqa: E402
+import attention_figures as bench  # noqa: E402
+import torch_attention as script  # noqa: E402
 
 
 class Cells(unittest.TestCase):
@@ -23,6 +27,33 @@ class Cells(unittest.TestCase):
         names = [c["name"] for c in bench.selected("forward:D64:causal,decode:kv8:page16")]
         self.assertEqual(len(names), 6 + 3)
         self.assertTrue(all("D64:causal" in n or "kv8" in n for n in names))
+
+    def test_names_are_unique_and_every_group_has_cells(self):
+        names = [c["name"] for group in bench.GROUPS for c in bench.cells_of(group)]
+        self.assertEqual(len(set(names)), len(names))
+        self.assertEqual({n.split(":")[0] for n in names}, set(bench.GROUPS))
+        self.assertLess(max(map(len, names)), 33)  # the width of a row's first column
+
+    def test_small_steps_are_of_one_sequence(self):
+        cells = bench.cells_of("small")
+        self.assertEqual({(c["batch"], c["heads"], c["kv_heads"], c["seqlen"]) for c in cells},
+                         {(1, 32, kv, n) for kv in (32, 8) for n in (64, 256, 1024)})
+
+    def test_sm80_is_beside_flash_attention_2_alone_and_runs_alone(self):
+        self.assertEqual({tuple(c["engines"]) for c in bench.cells_of("sm80")}, {("tessera", "fa2")})
+        self.assertEqual(len(bench.selected("sm80:backward")), 6)
+        with self.assertRaisesRegex(ValueError, "'sm80' runs alone"):
+            bench.selected("forward,sm80")
+
+    def test_the_backward_counts_five_products(self):
+        forward, backward = (bench.selected(f"{g}:D128:causal:S4096")[0] for g in ("forward", "backward"))
+        self.assertEqual(bench.flops_of(backward), 2.5 * bench.flops_of(forward))
+
+    def test_files_without_kinds_are_understood(self):
+        for group, kind in (("forward", "dense"), ("gqa", "dense"), ("varlen", "varlen"), ("decode", "decode")):
+            cell = dict(bench.cells_of(group)[0])
+            del cell["kind"]
+            self.assertEqual(bench.kind_of(cell), kind)
 
     def test_an_unknown_word_is_named(self):
         with self.assertRaisesRegex(ValueError, "'sideways' is no group"):
@@ -87,7 +118,92 @@ class Figures(unittest.TestCase):
         self.assertIn("2.000", line)
 
 
+    def test_a_verdict_says_how_many_cells_there_were(self):
+        figures = bench.summary(self.cell, {"tessera": [1.0] * 5, "fa3": [2.0] * 5}, {"tessera": [0] * 5, "fa3": [0] * 5})
+        self.assertIn("forward (1 of 24 cells): against", bench.verdict("forward", [(self.cell, figures)], 24))
+        self.assertIn("forward: against", bench.verdict("forward", [(self.cell, figures)], 1))
+        self.assertEqual(bench.verdict("forward", [], 24), "forward (0 of 24 cells): no cell was timed")
+
+
+class FakeBench:
+    """Cells that take a second of a clock of its own; those named in `wrong` are."""
+
+    def __init__(self, wrong=(), ends_in=None):
+        self.wrong, self.ends_in, self.now, self.peak, self.cells = wrong, ends_in, 0.0, 989e12, 0
+        self.options = argparse.Namespace(engines=list(bench.ENGINES), budget=0.0)
+
+    def cell(self, cell):
+        self.now += 1
+        self.cells += 1
+        if self.cells == self.ends_in:
+            raise script.TimeIsUp
+        if cell["name"] in self.wrong:
+            raise script.Wrong("off by 3")
+        state = [[1980, 600.0, 50]] * 5
+        return ({"tessera": [1e-4] * 5, "fa3": [2e-4] * 5}, {"tessera": state, "fa3": state}, {"tessera": 0.0, "fa3": 0.0},
+                {"cudnn": "is not there"})
+
+
+class Groups(unittest.TestCase):
+    cells = bench.cells_of("dims")
+
+    def time_group(self, fake, budget=0.0):
+        """What is printed, written and failed."""
+        fake.options.budget = budget
+        records, text = [], io.StringIO()
+        failed = []
+        with contextlib.redirect_stdout(text):
+            try:
+                judge = script.Budget(budget, lambda: fake.now)
+                failed = script.time_group(fake, "dims", self.cells, 700e12, judge, records.append)
+            except script.TimeIsUp:
+                records.append("time is up")
+        return text.getvalue(), records, failed
+
+    def test_a_group_ends_with_its_verdict_and_who_was_left_out(self):
+        text, records, failed = self.time_group(FakeBench())
+        self.assertEqual((len(records), failed), (12, []))
+        self.assertIn("\ndims: against the best rival of each cell, mean 2.000", text)
+        self.assertIn("cudnn was left out first in dims:D96:full:S1024: is not there", text)
+        self.assertEqual(records[0]["captured"], {"tessera": True, "fa3": True})
+
+    def test_the_budget_begins_no_cell_that_would_not_end_in_time(self):
+        text, records, _ = self.time_group(FakeBench(), budget=3.5)
+        self.assertEqual(len(records), 3)
+        self.assertIn("dims (3 of 12 cells): against", text)
+
+    def test_a_wrong_cell_is_left_out_and_told(self):
+        text, records, failed = self.time_group(FakeBench(wrong=["dims:D96:full:S4096"]))
+        self.assertEqual(failed, ["dims:D96:full:S4096: off by 3"])
+        self.assertEqual(records[1]["failed"], "off by 3")
+        self.assertIn("dims (11 of 12 cells): against", text)
+
+    def test_a_terminated_group_still_has_its_verdict(self):
+        text, records, _ = self.time_group(FakeBench(ends_in=3))
+        self.assertEqual(records[-1], "time is up")
+        self.assertIn("dims (2 of 12 cells): against", text)
+
+
+class Operators(unittest.TestCase):
+    def test_arguments_go_by_their_names_and_what_is_not_given_is_none(self):
+        class Operator:
+            class default:  # noqa: N801
+                class _schema:  # noqa: N801
+                    arguments = [argparse.Namespace(name=n, kwarg_only=n == "scale") for n in ("q", "bias", "p", "scale")]
+
+                def __new__(cls, *arguments):
+                    return arguments
+
+        self.assertEqual(script.by_name(Operator, {"p": 0.5, "q": "Q", "more": 1}), ("Q", None, 0.5))
+
+
 class Command(unittest.TestCase):
+    def test_quick_is_fewer_and_shorter_samples_unless_told(self):
+        usual, quick = script.parsed([]), script.parsed(["--quick", "--rounds", "7"])
+        self.assertEqual((usual.rounds, usual.sample_ms, usual.warm_up), (11, 10.0, 2.0))
+        self.assertEqual((quick.rounds, quick.sample_ms, quick.warm_up), (7, 5.0, 1.0))
+        self.assertEqual([c["name"] for c in quick.cells], [c["name"] for c in usual.cells])
+
     def run_it(self, *arguments):
         return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
 
