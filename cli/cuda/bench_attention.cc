@@ -6,6 +6,7 @@
 #include "attention/reference/reference.h"
 #include "bench.h"
 #include "bench/cuda/device_bench.h"
+#include "bench/cuda/gradient_rows.h"
 #include "core/context.h"
 #include "core/format.h"
 #include "cuda/about.h"
@@ -21,6 +22,8 @@ using cuda::DeviceBuffer;
 
 constexpr int64_t kTokens = 16384, kWidth = 2048;
 constexpr double kWarmUp = 2.0;
+// Errors as a part of the largest value, of outputs and of gradients.
+constexpr double kErrorLimit = 2e-2, kGradientLimit = 5e-2;
 
 struct Cell {
   int64_t batch, seqlen;
@@ -50,6 +53,17 @@ AttentionProblem problem_of(const Cell& c) {
   p.mask.causal = c.causal;
   return p;
 }
+
+// The largest difference from the reference, NaN too, and the largest value of it.
+struct Off {
+  double worst = 0, largest = 0;
+  void see(const float* got, const double* want, int64_t count) {
+    for (int64_t d = 0; d < count; ++d) {
+      if (const double off = std::abs(got[d] - want[d]); !(off <= worst)) worst = off;
+      largest = std::max(largest, std::abs(want[d]));
+    }
+  }
+};
 
 // One set of tensors on the device.
 class Tensors {
@@ -93,10 +107,54 @@ class Tensors {
     return attention::backward(context, problem, t);
   }
 
+  // The largest error of some rows of dq, dk and dv, in two heads of the last sequence, each as a part of the
+  // largest value of its kind there.
+  Result<double> gradient_error(const AttentionProblem& problem, const cuda::Stream& stream) const {
+    Off off[3];
+    const int64_t dim = cell_.dim;
+    const int share = cell_.heads / cell_.kv_heads;
+    const int64_t rows[] = {0, cell_.seqlen / 3, cell_.seqlen / 2 + 1, cell_.seqlen - 1};
+    for (const int kv_head : {0, cell_.kv_heads - 1}) {
+      TESSERA_ASSIGN_OR_RETURN(const std::vector<float> k, host(kK, cell_.kv_heads, kv_head, stream));
+      TESSERA_ASSIGN_OR_RETURN(const std::vector<float> v, host(kV, cell_.kv_heads, kv_head, stream));
+      TESSERA_ASSIGN_OR_RETURN(const std::vector<float> dk, host(kDk, cell_.kv_heads, kv_head, stream));
+      TESSERA_ASSIGN_OR_RETURN(const std::vector<float> dv, host(kDv, cell_.kv_heads, kv_head, stream));
+      std::vector<double> want_k(static_cast<size_t>(4 * dim)), want_v(want_k.size()),
+          want_q(static_cast<size_t>(dim));
+      for (int head = kv_head * share; head < (kv_head + 1) * share; ++head) {
+        TESSERA_ASSIGN_OR_RETURN(const std::vector<float> q, host(kQ, cell_.heads, head, stream));
+        TESSERA_ASSIGN_OR_RETURN(const std::vector<float> o, host(kO, cell_.heads, head, stream));
+        TESSERA_ASSIGN_OR_RETURN(const std::vector<float> dout, host(kDout, cell_.heads, head, stream));
+        TESSERA_ASSIGN_OR_RETURN(const std::vector<float> dq, host(kDq, cell_.heads, head, stream));
+        std::vector<float> lse(static_cast<size_t>(cell_.seqlen));
+        const float* const from =
+            buffers_[kLse].as<float>() + ((cell_.batch - 1) * cell_.heads + head) * cell_.seqlen;
+        TESSERA_RETURN_IF_ERROR(cuda::copy(lse.data(), from, lse.size() * 4, stream));
+        TESSERA_RETURN_IF_ERROR(stream.synchronize());
+        const bench::HeadRows one{q.data(),   k.data(),     v.data(),  o.data(),      dout.data(),
+                                  lse.data(), cell_.seqlen, cell_.dim, problem.scale, cell_.causal};
+        for (int r = 0; r < 4; ++r) {
+          bench::dq_row(one, rows[r], want_q.data());
+          off[0].see(dq.data() + rows[r] * dim, want_q.data(), dim);
+          bench::add_dkv_row(one, rows[r], want_k.data() + r * dim, want_v.data() + r * dim);
+        }
+      }
+      for (int r = 0; r < 4; ++r) {
+        off[1].see(dk.data() + rows[r] * dim, want_k.data() + r * dim, dim);
+        off[2].see(dv.data() + rows[r] * dim, want_v.data() + r * dim, dim);
+      }
+    }
+    double worst = 0;
+    for (const Off& one : off) {
+      if (!(one.worst / one.largest <= worst)) worst = one.worst / one.largest;
+    }
+    return worst;
+  }
+
   // The largest error of some rows of o, in two heads of the last sequence, as a part of the largest value
   // there.
   Result<double> error(const AttentionProblem& problem, const cuda::Stream& stream) const {
-    double worst = 0, largest = 0;
+    Off off;
     for (const int head : {0, cell_.heads - 1}) {
       const int kv_head = head / (cell_.heads / cell_.kv_heads);
       TESSERA_ASSIGN_OR_RETURN(const std::vector<float> q, host(kQ, cell_.heads, head, stream));
@@ -112,14 +170,10 @@ class Tensors {
         std::vector<double> want(static_cast<size_t>(dim));
         attention::reference::attention(one, {q.data() + row * dim, 0, dim, dim}, {k.data(), 0, dim, dim},
                                         {v.data(), 0, dim, dim}, want.data(), nullptr);
-        for (int64_t d = 0; d < dim; ++d) {
-          const double off = std::abs(o[static_cast<size_t>(row * dim + d)] - want[static_cast<size_t>(d)]);
-          if (!(off <= worst)) worst = off;
-          largest = std::max(largest, std::abs(want[static_cast<size_t>(d)]));
-        }
+        off.see(o.data() + row * dim, want.data(), dim);
       }
     }
-    return worst / largest;
+    return off.worst / off.largest;
   }
 
  private:
@@ -207,7 +261,12 @@ Result<Figures> measure(const Bench& bench, const Cell& cell, const DeviceAttent
     TESSERA_RETURN_IF_ERROR(tensors.back().forward(context, problem));
   }
   Figures figures;
-  TESSERA_ASSIGN_OR_RETURN(figures.error, tensors.back().error(problem, bench.stream));
+  if (options.backward) {
+    TESSERA_RETURN_IF_ERROR(tensors.back().backward(context, problem));
+    TESSERA_ASSIGN_OR_RETURN(figures.error, tensors.back().gradient_error(problem, bench.stream));
+  } else {
+    TESSERA_ASSIGN_OR_RETURN(figures.error, tensors.back().error(problem, bench.stream));
+  }
   bench::TurnsOptions turns;
   turns.rounds = options.rounds;
   turns.sets = sets;
@@ -292,7 +351,7 @@ Status bench_attention_on_device(const DeviceAttentionOptions& options) {
         100 * spread / seconds, flops / seconds * 1e-12, percent(peak), percent(matmul), clock_of(f.times),
         f.error, kernel.c_str());
     std::fflush(stdout);
-    wrong |= !(f.error <= 2e-2);
+    wrong |= !(f.error <= (options.backward ? kGradientLimit : kErrorLimit));
     lines.write({{"bench", "attention"},
                  {"part", part},
                  {"kernel", kernel},
