@@ -4,10 +4,13 @@
 import argparse
 import contextlib
 import io
+import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
+from unittest import mock
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "bench/peers/torch_attention.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -182,6 +185,78 @@ class Groups(unittest.TestCase):
         text, records, _ = self.time_group(FakeBench(ends_in=3))
         self.assertEqual(records[-1], "time is up")
         self.assertIn("dims (2 of 12 cells): against", text)
+
+
+def nothing_torch():
+    """A PyTorch whose calls do nothing and take a millisecond each, on a GPU that is not there."""
+    torch = mock.MagicMock()
+    torch.__version__ = "2.11"
+    torch.version.cuda = "13.0"
+    torch.backends.cudnn.version.return_value = 91900
+    torch.cuda.is_available.return_value = True
+    properties = torch.cuda.get_device_properties.return_value
+    properties.name, properties.multi_processor_count, properties.uuid = "GPU", 132, "0"
+    torch.cuda.Event.return_value.elapsed_time.return_value = 1.0
+    profile = torch.profiler.profile.return_value.__enter__.return_value
+    profile.key_averages.return_value = [argparse.Namespace(self_device_time_total=1000.0, key="sm80::forward")]
+    for name in ("cudnn", "flash"):
+        forward = getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention").default
+        backward = getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention_backward").default
+        results = ["output", "logsumexp", *(["philox_seed"] if name == "cudnn" else ["rng_state"])]
+        forward._schema.returns = [argparse.Namespace(name=r) for r in results]
+        forward._schema.arguments = [argparse.Namespace(name=n, kwarg_only=False) for n in ("query", "key", "value", "is_causal")]
+        forward.return_value = tuple(f"{name} {r}" for r in results)
+        backward._schema.arguments = [argparse.Namespace(name=n, kwarg_only=False)
+                                      for n in ("grad_out", "out", "logsumexp", "philox_seed")]
+        backward.return_value = [mock.MagicMock() for _ in range(3)]
+    return torch
+
+
+class WholeRun(unittest.TestCase):
+    def run_it(self, torch, *arguments):
+        """What is printed and the lines of the file, of a run whose results are always right."""
+        modules = {"torch": torch, "tessera": mock.MagicMock(__version__="1"), "flash_attn_interface": mock.MagicMock(),
+                   "pynvml": None}
+        text = io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(sys.modules, modules), \
+                mock.patch.object(script.Bench, "error", return_value=0.0), \
+                mock.patch.object(script.Bench, "gradient_error", return_value=0.0), \
+                contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
+            path = pathlib.Path(folder) / "out.jsonl"
+            script.run(script.parsed([*arguments, "--warm-up", "0", "--rounds", "3", "--json", str(path)]))
+            return text.getvalue(), [json.loads(line) for line in path.read_text().splitlines()]
+
+    def test_every_group_is_timed_and_judged(self):
+        groups = [g for g in bench.GROUPS if g != "sm80"]
+        text, lines = self.run_it(nothing_torch(), "--cells", ",".join(groups))
+        for group in groups:
+            self.assertIn(f"\n{group}: against the best rival of each cell, mean ", text)
+        self.assertEqual(lines[0]["device"], "GPU")
+        self.assertTrue({"driver", "commit", "date", "command", "matmul"} <= set(lines[0]))
+        self.assertEqual(len(lines), 2 + sum(len(bench.cells_of(g)) for g in groups))
+        for line in lines[1:-1]:
+            engines = {"tessera", "cudnn", "fa2"} | ({"fa3"} if line["cell"]["kind"] != "backward" else set())
+            self.assertEqual(set(line["samples"]), engines, line["cell"]["name"])
+            # Everything is in graphs, but cuDNN's packed sequences.
+            outside = [e for e, captured in line["captured"].items() if not captured]
+            self.assertEqual(outside, ["cudnn"] if line["cell"]["kind"] == "varlen" else [])
+
+    def test_sm80_times_flash_attention_2_alone_and_looks_at_our_kernels(self):
+        text, lines = self.run_it(nothing_torch(), "--cells", "sm80")
+        self.assertEqual({tuple(line["samples"]) for line in lines[1:-1]}, {("tessera", "fa2")})
+        torch = nothing_torch()
+        torch.profiler.profile.return_value.__enter__.return_value.key_averages.return_value[0].key = "sm90::forward"
+        with self.assertRaisesRegex(SystemExit, "TESSERA_CUDA_ARCH=80 is not heeded: sm90::forward"):
+            self.run_it(torch, "--cells", "sm80:forward:full:S1024")
+
+    def test_a_backward_gets_what_its_forward_left(self):
+        torch = nothing_torch()
+        self.run_it(torch, "--cells", "backward:D128:full:S512")
+        for name, seed in (("cudnn", "cudnn philox_seed"), ("flash", "flash rng_state")):
+            backward = getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention_backward").default
+            self.assertEqual(backward.call_args.args[1:], (f"{name} output", f"{name} logsumexp", seed))
+            forward = getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention").default
+            self.assertEqual(forward.call_count, 3)  # of each set of inputs once: none is in a graph
 
 
 class Operators(unittest.TestCase):
