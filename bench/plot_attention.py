@@ -45,6 +45,8 @@ def rate_panels(cells):
     """{panel: {engine: [(seqlen, TFLOP/s)]}} of dense, packed or backward cells."""
     panels = {}
     for c in cells:
+        if kind_of(c["cell"]) == "decode":
+            continue
         words = [w for w in c["name"].split(":")[1:] if not w.startswith("S")]
         lines = panels.setdefault(" ".join(words), {})
         for engine, figures in c["engines"].items():
@@ -177,7 +179,7 @@ def figures_of(plt, found):
                 yield "decode", decode(plt, reader_bars(cells))
             elif not peers and table == "tree":
                 yield "tree", tree(plt, tree_bars(cells))
-            elif peers and kind_of(cells[0]["cell"]) == "decode":
+            elif peers and all(kind_of(c["cell"]) == "decode" for c in cells):
                 cell = cells[0]["cell"]
                 title = f"A decode step, b {cell['batch']}, h {cell['heads']}, D {cell['dim']}"
                 panels = decode_panels(cells, lambda c: " ".join(c["name"].split(":")[2:]))

@@ -23,9 +23,9 @@ def dense(group, dim, causal, seqlen, kv_share=1, kind="dense", prefix="", **mor
             "batch": TOKENS // seqlen, "heads": heads, "kv_heads": max(1, heads // kv_share), **more}
 
 
-def decode(group, batch, kv_heads, length, page):
-    return {"group": group, "name": f"{group}:kv{kv_heads}:n{length}:page{page}", "kind": "decode", "dim": 128, "causal": False,
-            "seqlen": length, "batch": batch, "heads": 32, "kv_heads": kv_heads, "page": page}
+def decode(group, batch, kv_heads, length, page, prefix="", **more):
+    return {"group": group, "name": f"{prefix or group}:kv{kv_heads}:n{length}:page{page}", "kind": "decode", "dim": 128,
+            "causal": False, "seqlen": length, "batch": batch, "heads": 32, "kv_heads": kv_heads, "page": page, **more}
 
 
 def cells_of(group):
@@ -46,9 +46,10 @@ def cells_of(group):
         return [decode(group, 1, kv, n, 64) for kv in (32, 8) for n in (64, 256, 1024)]
     if group == "backward":
         return [dense(group, d, c, s, kind="backward") for d in (128, 64) for c in masks for s in (512, 1024, 4096, 16384)]
-    return [dense(group, 128, c, s, kind=kind, prefix=f"sm80:{'backward' if kind == 'backward' else 'forward'}",
-                  engines=["tessera", "fa2"])
-            for kind in ("dense", "backward") for c in masks for s in (1024, 4096, 16384)]
+    only = {"engines": ["tessera", "fa2"]}
+    return ([dense(group, 128, c, s, kind=kind, prefix=f"sm80:{'backward' if kind == 'backward' else 'forward'}", **only)
+             for kind in ("dense", "backward") for c in masks for s in (1024, 4096, 16384)]
+            + [decode(group, 32, kv, 2048, 64, prefix="sm80:decode", **only) for kv in (32, 8)])
 
 
 def varlen_lengths(longest):

@@ -3,11 +3,11 @@
 
     torch_attention.py [--cells GROUP,...] [--quick] [--rounds N] [--budget S] [--json FILE]
 
-Groups of cells: forward (D 64 and 128, full and causal, S 512 to 16k: the 24 cells), dims (D 96 and 256), gqa (8 query heads
-a kv head), varlen, decode (one query a sequence over a cache; ours paged by blocks of 64 and 16, the rivals' contiguous), small
-(decode of one sequence), backward (the gradients alone), sm80 (our kernels of compute capability 8.0, forward and backward,
-beside FlashAttention-2 on the same GPU; runs alone, with TESSERA_CUDA_ARCH=80). Words of a cell's name (D128, causal, S512,
-page16...) narrow a group: forward:D128:causal. B * S = 16k and H * D = 2048, but in decode and small.
+Groups of cells: forward (D 64 and 128, full and causal, S 512 to 16k: the 24 cells), dims (D 96 and 256), gqa (8 query heads a
+kv head), varlen, decode (one query a sequence over a cache; ours paged by blocks of 64 and 16, the rivals' contiguous), small
+(decode of one sequence), backward (the gradients alone), sm80 (our kernels of compute capability 8.0, forward, backward and
+decode, beside FlashAttention-2 on the same GPU; runs alone, with TESSERA_CUDA_ARCH=80). Words of a cell's name (D128, causal,
+S512, page16...) narrow a group: forward:D128:causal. B * S = 16k and H * D = 2048, but in decode and small.
 
 How it is timed. Inputs are normal random numbers. After at least --warm-up seconds of work the engines take turns, and who
 begins changes every round. A sample is one CUDA graph of as many calls as fill --sample-ms, over sets of inputs that together

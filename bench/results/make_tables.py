@@ -52,17 +52,18 @@ def peers_table(runs):
     # A rival that no cell of the table asks for has no column; one that was only missing has.
     asked = {e for _, c in cells for e, why in c["why_not"].items() if why != "not compared there"}
     rivals = [e for e in ("cudnn", "fa3", "fa2") if e in timed | asked]
-    decode = all(kind_of(c["cell"]) == "decode" for _, c in cells)
-    head = ["cell", "ours us", "rate"] + ([] if decode else ["of peak", "of matmul"])
+    steps = all(kind_of(c["cell"]) == "decode" for _, c in cells)
+    head = ["cell", "ours us", "rate"] + ([] if steps else ["of peak", "of matmul"])
     rows = []
     for about, c in cells:
         ours = c["engines"].get("tessera")
         row = [short(c)]
         if ours is None:
             row += ["-"] * (len(head) - 1)
-        elif decode:
+        elif kind_of(c["cell"]) == "decode":
             digits = 2 if ours["seconds"] < 30e-6 else 1
             row += [f"{ours['seconds'] * 1e6:.{digits}f}", f"{ours['bytes_per_second'] * 1e-12:.2f} TB/s"]
+            row += [] if steps else ["-", "-"]
         else:
             rate = ours["tflops"] * 1e12
             row += [f"{ours['seconds'] * 1e6:.1f}", f"{ours['tflops']:.0f}", f"{100 * rate / about['dense_peak']:.1f} %",

@@ -91,6 +91,14 @@ class Tables(Folder):
         self.assertIn("| cell | ours us | rate | FA3 | best rival / ours |", text)
         self.assertIn("| kv32 n64 page64 | 4.00 | 0.27 TB/s | 2.000 | **2.000** |", text)
 
+    def test_a_table_may_have_steps_among_other_cells(self):
+        self.write("a.jsonl", ABOUT, *(peers_cell(c, tessera=1e-4, fa2=2e-4) for c in cells_of("sm80")))
+        text = self.table("sm80", "a.jsonl")
+        self.assertIn("| forward D128 full S1024 | 100.0 | 1374 | 137.4 % | 171.8 % | 2.000 | **2.000** |", text)
+        self.assertIn("| decode kv8 n2048 page64 | 100.0 | 2.69 TB/s | - | - | 2.000 | **2.000** |", text)
+        panels = plot_attention.rate_panels(records.load(self.folder / "a.jsonl")[1])
+        self.assertEqual(set(panels), {f"{part} D128 {mask}" for part in ("forward", "backward") for mask in ("full", "causal")})
+
     def test_rows_of_tessera_bench(self):
         about = {k: v for k, v in ABOUT.items() if k not in ("cudnn", "matmul", "rounds")}
         self.write("tree.jsonl", {**about, "bench": "tree"}, TREE, {**TREE, "kv_heads": 32, "met": False})
