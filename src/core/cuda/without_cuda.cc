@@ -1,5 +1,6 @@
 // A build without nvcc: every question about a device gets one answer.
 #include "core/cuda/device.h"
+#include "core/cuda/nccl.h"
 #include "tessera/cuda.h"
 
 namespace tessera::cuda {
@@ -16,6 +17,9 @@ Result<int> device_count() {
   return absent();
 }
 Result<DeviceProperties> device_properties(int) {
+  return absent();
+}
+Result<const Nccl*> nccl() {
   return absent();
 }
 
