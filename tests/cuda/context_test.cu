@@ -9,6 +9,7 @@
 #include "core/cuda/device.h"
 #include "tessera/attention.h"
 #include "tessera/cuda.h"
+#include "tessera/rope.h"
 
 namespace tessera {
 namespace {
@@ -79,6 +80,78 @@ TEST_F(CudaContextTest, RefusesAMisalignedPointer) {
   expect_refused("q", "16 bytes");
   tensors_.q.data = memory_.as<char>() + 1;
   expect_refused("q", "q must be aligned to its 2 byte elements");
+}
+
+TEST_F(CudaContextTest, RefusesMisalignedArrays) {
+  problem_.seqused_k = reinterpret_cast<const int32_t*>(memory_.as<char>() + 2);
+  expect_refused("seqused_k", "seqused_k must be aligned to its 4 byte elements");
+  problem_.seqused_k = nullptr;
+  tensors_.lse = reinterpret_cast<float*>(memory_.as<char>() + 1);
+  expect_refused("lse", "lse must be aligned to its 4 byte elements");
+  tensors_.lse = nullptr;
+  problem_.mask.ancestors.tree_keys = kRows;
+  problem_.mask.ancestors.bits = reinterpret_cast<const uint64_t*>(memory_.as<char>() + 4);
+  expect_refused("ancestors.bits", "ancestors.bits must be aligned to its 8 byte elements");
+  problem_.mask.ancestors.bits = memory_.as<uint64_t>();
+  problem_.mask.ancestors.depth = reinterpret_cast<const int32_t*>(memory_.as<char>() + 2);
+  expect_refused("ancestors.depth", "ancestors.depth must be aligned to its 4 byte elements");
+}
+
+TEST_F(CudaContextTest, RefusesMisalignedRotaryTables) {
+  attention::RopeProblem p;
+  p.batch = 1;
+  p.seqlen = kRows;
+  p.heads = kHeads;
+  p.head_dim = kDim;
+  p.dtype = DType::bf16;
+  p.rotary.rotary_dim = kDim;
+  p.rotary.positions = 1;
+  p.rotary.cos = memory_.data();
+  p.rotary.sin = memory_.as<char>() + 2;
+  const Result<CudaContext> context = CudaContext::create();
+  ASSERT_TRUE(context.ok());
+  const Status status = attention::rope_forward(*context, p, tensors_.q, tensors_.o);
+  EXPECT_EQ(status.field(), "sin");
+  EXPECT_EQ(status.message(), "sin must be aligned to its 4 byte elements");
+  EXPECT_TRUE(context->synchronize().ok());
+}
+
+TEST_F(CudaContextTest, RefusesAnotherDevicesMemoryByName) {
+  const Result<int> devices = cuda_device_count();
+  ASSERT_TRUE(devices.ok());
+  if (*devices < 2) GTEST_SKIP() << "two devices needed";
+  cuda::DeviceBuffer elsewhere;
+  {
+    const cuda::DeviceGuard guard(1);
+    elsewhere = cuda::DeviceBuffer::create(kBytes, "test").value();
+  }
+  tensors_.k.data = elsewhere.data();
+  expect_refused("k", "k is on CUDA device 1; the context's is 0, and all tensors must be there");
+}
+
+// Scratch that is not to be had is one refused call: the same context then does what needs none, and another
+// one does the call.
+TEST_F(CudaContextTest, OutOfScratchSaysHowMuchAndTheNextCallRuns) {
+  CudaOptions options;
+  options.allocate = [](size_t) { return nullptr; };
+  const Result<CudaContext> without = CudaContext::create(options), with = CudaContext::create();
+  ASSERT_TRUE(without.ok() && with.ok());
+  AttentionProblem masked = problem_;
+  masked.mask.tensor.kind = attention::MaskKind::boolean;
+  masked.mask.tensor.data = memory_.data();
+  masked.mask.tensor.row_stride = kRows;
+  masked.mask.tensor.key_stride = 1;
+  const Status status = attention::forward(*without, masked, tensors_);
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.code(), StatusCode::resource_exhausted) << status.message();
+  EXPECT_NE(status.message().find("bytes of device memory"), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find("bytes are free"), std::string::npos) << status.message();
+  const Status plain = attention::forward(*without, problem_, tensors_);
+  EXPECT_TRUE(plain.ok()) << plain.message();
+  EXPECT_TRUE(without->synchronize().ok());
+  const Status again = attention::forward(*with, masked, tensors_);
+  EXPECT_TRUE(again.ok()) << again.message();
+  EXPECT_TRUE(with->synchronize().ok());
 }
 
 TEST_F(CudaContextTest, RefusesNullAndWrongSizesAsTheCpuDoes) {

@@ -1,6 +1,7 @@
 // Device memory, streams and graphs behind core/cuda/device.h.
 #include <gtest/gtest.h>
 
+#include <string>
 #include <vector>
 
 #include "core/cuda/device.h"
@@ -54,7 +55,10 @@ TEST(Device, OutOfMemorySaysNeededAndFreeBytesAndTheProcessGoesOn) {
   ASSERT_FALSE(huge.ok());
   EXPECT_EQ(huge.status().code(), StatusCode::resource_exhausted);
   EXPECT_NE(huge.status().message().find("35184372088832"), std::string::npos) << huge.status().message();
-  EXPECT_NE(huge.status().message().find("free"), std::string::npos);
+  EXPECT_NE(huge.status().message().find("the test's huge buffer needs"), std::string::npos)
+      << huge.status().message();
+  EXPECT_NE(huge.status().message().find("bytes are free"), std::string::npos) << huge.status().message();
+  EXPECT_EQ(huge.status().message().find('\n'), std::string::npos);
   Result<Launch> launch = Launch::create(0);
   ASSERT_TRUE(launch.ok());
   Result<DeviceBuffer> small = DeviceBuffer::create(64, "small");
@@ -69,6 +73,52 @@ TEST(Device, AFailedLaunchNamesTheKernelAndItsProblem) {
   ASSERT_FALSE(status.ok());
   EXPECT_NE(status.message().find("kernel add_one for 4096 threads"), std::string::npos) << status.message();
   EXPECT_TRUE(launched("add_one", "nothing").ok());
+}
+
+__global__ void wants_shared(int* values) {
+  extern __shared__ int shared[];
+  shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+  values[threadIdx.x] = shared[threadIdx.x];
+}
+
+TEST(Device, TooMuchSharedMemoryIsOneErrorAndNotTheNextLaunchsToo) {
+  Result<Launch> launch = Launch::create(0);
+  ASSERT_TRUE(launch.ok());
+  const int bytes = static_cast<int>(launch->device.shared_bytes) + 1;
+  const Status allowed =
+      to_status(cudaFuncSetAttribute(wants_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                "shared memory of kernel wants_shared");
+  ASSERT_FALSE(allowed.ok());
+  EXPECT_NE(allowed.message().find("shared memory of kernel wants_shared"), std::string::npos)
+      << allowed.message();
+  const auto stream = static_cast<cudaStream_t>(launch->stream.handle());
+  wants_shared<<<1, 32, bytes, stream>>>(nullptr);
+  const Status refused = launched("wants_shared", "head_dim=512 dtype=f32");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.code(), StatusCode::internal);
+  EXPECT_EQ(refused.message().find("kernel wants_shared for head_dim=512 dtype=f32: cudaError"), 0u)
+      << refused.message();
+  EXPECT_EQ(refused.message().find("earlier"), std::string::npos) << refused.message();
+  EXPECT_EQ(refused.message().find('\n'), std::string::npos);
+  Result<DeviceBuffer> small = DeviceBuffer::create(64, "small");
+  ASSERT_TRUE(small.ok());
+  const Status next = add_one_on(launch->stream, *small, 16);
+  EXPECT_TRUE(next.ok()) << next.message();
+  const Status waited = launch->stream.synchronize();
+  EXPECT_TRUE(waited.ok()) << waited.message();
+}
+
+// An error that some call gave is that call's alone, whichever it was.
+TEST(Device, AFailedCallIsNotReportedByTheNextLaunch) {
+  Result<Launch> launch = Launch::create(0);
+  ASSERT_TRUE(launch.ok());
+  EXPECT_FALSE(set_device(99).ok());
+  EXPECT_FALSE(copy(nullptr, nullptr, 8, launch->stream).ok());
+  Result<DeviceBuffer> small = DeviceBuffer::create(64, "small");
+  ASSERT_TRUE(small.ok());
+  const Status next = add_one_on(launch->stream, *small, 16);
+  EXPECT_TRUE(next.ok()) << next.message();
+  EXPECT_TRUE(launch->stream.synchronize().ok());
 }
 
 TEST(Device, AWorkspaceRefusesToGrowUnderCaptureAndKeepsWhatAGraphHolds) {

@@ -121,11 +121,13 @@ Status check_places(const Launch& launch, std::initializer_list<Place> places) {
   return {};
 }
 
-// Numbers of four bytes that kernels read as such.
-Status check_words(std::initializer_list<Place> places) {
+// Numbers of so many bytes that kernels read as such.
+Status check_words(std::initializer_list<Place> places, uintptr_t bytes = 4) {
   for (const Place& place : places) {
-    if (reinterpret_cast<uintptr_t>(place.pointer) % 4 != 0)
-      return invalid_argument(format("{} must be aligned to its 4 byte elements", place.field), place.field);
+    if (reinterpret_cast<uintptr_t>(place.pointer) % bytes != 0) {
+      return invalid_argument(format("{} must be aligned to its {} byte elements", place.field, bytes),
+                              place.field);
+    }
   }
   return {};
 }
@@ -149,6 +151,8 @@ Status check_problem(const Launch& launch, const AttentionProblem& p) {
                                               {"leftpad_k", p.leftpad_k},
                                               {"alibi_slopes", p.alibi_slopes}};
   TESSERA_RETURN_IF_ERROR(check_words(words));
+  TESSERA_RETURN_IF_ERROR(check_words({{"ancestors.bits", p.mask.ancestors.bits}}, 8));
+  TESSERA_RETURN_IF_ERROR(check_words({{"ancestors.depth", p.mask.ancestors.depth}}));
   TESSERA_RETURN_IF_ERROR(check_places(launch, words));
   return check_places(launch, {{"mask.data", p.mask.tensor.data},
                                {"ancestors.bits", p.mask.ancestors.bits},
@@ -340,6 +344,9 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
   TESSERA_RETURN_IF_ERROR(check_places(launch_, words));
   if (append.rotary != nullptr) {
     TESSERA_RETURN_IF_ERROR(
+        check_words({{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}},
+                    static_cast<uintptr_t>(info(append.rotary->dtype).block_bytes)));
+    TESSERA_RETURN_IF_ERROR(
         check_places(launch_, {{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}}));
   }
   if (batches * rows == 0 && append.seqlen == 0) return {};
@@ -367,6 +374,8 @@ Status CudaKernels::rope(const RopeProblem& p, const Strided<const void*>& x, co
   const std::initializer_list<Place> words = {
       {"cu_seqlens", p.cu_seqlens}, {"offsets", p.offsets}, {"positions", p.positions}};
   TESSERA_RETURN_IF_ERROR(check_words(words));
+  TESSERA_RETURN_IF_ERROR(check_words({{"cos", p.rotary.cos}, {"sin", p.rotary.sin}},
+                                      static_cast<uintptr_t>(info(p.rotary.dtype).block_bytes)));
   TESSERA_RETURN_IF_ERROR(check_places(launch_, words));
   TESSERA_RETURN_IF_ERROR(check_places(
       launch_, {{"x", x.data}, {"out", out.data}, {"cos", p.rotary.cos}, {"sin", p.rotary.sin}}));

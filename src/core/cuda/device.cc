@@ -16,15 +16,52 @@ cudaStream_t raw(const Stream& stream) {
   return static_cast<cudaStream_t>(stream.handle());
 }
 
+// Errors of a kernel after which the process's context on the device answers every call with them.
+bool context_is_lost(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// "; F of T bytes are free", or nothing where the device does not say.
+std::string free_bytes() {
+  size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) {
+    cudaGetLastError();
+    return {};
+  }
+  return format("; {} of {} bytes are free", free, total);
+}
+
 }  // namespace
 
 Status to_status(int cuda_error, const std::string& what) {
   const auto error = static_cast<cudaError_t>(cuda_error);
   if (error == cudaSuccess) return {};
+  cudaGetLastError();  // it is said here; the next launch would report it once more as its own
   const std::string message = format("{}: {} ({})", what, cudaGetErrorName(error), cudaGetErrorString(error));
+  if (context_is_lost(error)) {
+    return Status(StatusCode::internal,
+                  message +
+                      "; this process's CUDA context is lost, and its memory on the device: start a new "
+                      "process");
+  }
   switch (error) {
     case cudaErrorMemoryAllocation:
-      return resource_exhausted(message);
+      return resource_exhausted(message + free_bytes());
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
     case cudaErrorInitializationError:
@@ -40,7 +77,10 @@ Status to_status(int cuda_error, const std::string& what) {
 Status launched(const char* kernel, const std::string& problem) {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return {};
-  return to_status(error, format("kernel {} for {}", kernel, problem));
+  // A launch itself cannot fault: the error is of work that was under way.
+  const char* const earlier =
+      context_is_lost(error) ? " was not launched, because an earlier one failed" : "";
+  return to_status(error, format("kernel {} for {}{}", kernel, problem, earlier));
 }
 
 Result<int> device_count() {
@@ -114,15 +154,8 @@ Result<std::pair<int64_t, int64_t>> memory_info() {
 Result<DeviceBuffer> DeviceBuffer::create(size_t bytes, const char* what) {
   DeviceBuffer buffer;
   if (bytes == 0) return buffer;
-  const cudaError_t error = cudaMalloc(&buffer.data_, bytes);
-  if (error == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // or the next launch would report it
-    size_t free = 0, total = 0;
-    cudaMemGetInfo(&free, &total);
-    return resource_exhausted(
-        format("{} needs {} bytes of device memory, {} of {} are free", what, bytes, free, total));
-  }
-  TESSERA_RETURN_IF_ERROR(to_status(error, format("{} bytes of device memory for {}", bytes, what)));
+  TESSERA_RETURN_IF_ERROR(
+      to_status(cudaMalloc(&buffer.data_, bytes), format("{} needs {} bytes of device memory", what, bytes)));
   buffer.size_ = bytes;
   return buffer;
 }
@@ -252,7 +285,8 @@ class Zeros {
     const Result<char*> made = [&]() -> Result<char*> {
       TESSERA_ASSIGN_OR_RETURN(const Stream stream, Stream::create());
       void* memory = nullptr;
-      TESSERA_RETURN_IF_ERROR(to_status(cudaMalloc(&memory, size), format("{} bytes for counters", size)));
+      TESSERA_RETURN_IF_ERROR(
+          to_status(cudaMalloc(&memory, size), format("counters need {} bytes of device memory", size)));
       TESSERA_RETURN_IF_ERROR(fill_bytes(memory, 0, size, stream));
       TESSERA_RETURN_IF_ERROR(stream.synchronize());
       return static_cast<char*>(memory);
@@ -282,12 +316,9 @@ Result<void*> DeviceWorkspace::take(int slot, size_t bytes, const Stream&) {
   }
   void* const grown = source_(bytes);
   if (grown == nullptr) {
-    size_t free = 0, total = 0;
-    cudaMemGetInfo(&free, &total);
     return resource_exhausted(
-        format("workspace needs {} bytes of device memory, which the caller's allocator did not give; {} of "
-               "{} are free",
-               bytes, free, total));
+        format("workspace needs {} bytes of device memory, which the caller's allocator did not give{}",
+               bytes, free_bytes()));
   }
   data = grown;
   size = bytes;
@@ -306,7 +337,10 @@ Result<void*> DeviceWorkspace::get(int slot, size_t bytes, const Stream& stream)
                "the call once before capturing it",
                bytes));
   }
-  TESSERA_ASSIGN_OR_RETURN(DeviceBuffer grown, DeviceBuffer::create(bytes + bytes / 4, "workspace"));
+  // With room to grow, unless that is what does not fit.
+  Result<DeviceBuffer> made = DeviceBuffer::create(bytes + bytes / 4, "workspace");
+  if (made.status().code() == StatusCode::resource_exhausted) made = DeviceBuffer::create(bytes, "workspace");
+  TESSERA_ASSIGN_OR_RETURN(DeviceBuffer grown, std::move(made));
   TESSERA_RETURN_IF_ERROR(fill_bytes(grown.data(), 0, grown.size(), stream));
   if (buffer.size() != 0) retired_.push_back(std::move(buffer));
   buffer = std::move(grown);

@@ -52,11 +52,13 @@ Status check_resident(const char* field, const void* pointer, int ordinal);
 // Free and total bytes of the current device.
 Result<std::pair<int64_t, int64_t>> memory_info();
 
-// ok for 0 (cudaSuccess); otherwise what failed and CUDA's name and words for it. Out of memory is
-// resource_exhausted, an absent driver or device unavailable, the rest internal.
+// ok for 0 (cudaSuccess); otherwise what failed and CUDA's name and words for it, in one line. Out of memory
+// is resource_exhausted and says what is free, an absent driver or device unavailable, the rest internal.
+// After a kernel's fault the context answers every later call with it: the message says that too. The calling
+// thread's last error is cleared, for it is said here.
 Status to_status(int cuda_error, const std::string& what);
-// The error of the launch just made, if any: call it after each `<<<>>>`. `kernel` and `problem` are for the
-// message.
+// The error of the launch just made, if any: call it after each `<<<>>>`. `kernel` and `problem` (shape and
+// dtype) are for the message; a fault of earlier work is told apart from a launch that is refused.
 Status launched(const char* kernel, const std::string& problem);
 
 // Device memory of cudaMalloc, 256-byte aligned, contents unspecified.
