@@ -10,19 +10,19 @@
 #include "tessera/cuda.h"
 #include "tessera/merge.h"
 #include "tessera/rope.h"
+#include "tests/cuda/support/guarded_buffer.h"
 
 namespace tessera::attention {
 namespace {
 
-// Bytes of the host and their copy on the device.
+// Elements between heads, of NaN: neither read nor written.
+constexpr int64_t kGap = 8;
+
+// Bytes of the host and their guarded copy on the device.
 struct Mirror {
   std::vector<char> host;
-  cuda::DeviceBuffer device;
-  explicit Mirror(std::vector<char> bytes) : host(std::move(bytes)) {
-    device = cuda::DeviceBuffer::create(host.size(), "test").value();
-    EXPECT_TRUE(cuda::copy(device.data(), host.data(), host.size(), cuda::Stream::of(nullptr)).ok());
-    EXPECT_TRUE(cuda::Stream::of(nullptr).synchronize().ok());
-  }
+  cuda_test::GuardedBuffer device;
+  explicit Mirror(std::vector<char> bytes) : host(std::move(bytes)), device(host.data(), host.size()) {}
   template <typename T>
   static Mirror of(const std::vector<T>& values) {
     const auto* bytes = reinterpret_cast<const char*>(values.data());
@@ -31,20 +31,21 @@ struct Mirror {
   void fetch_and_compare(const CudaContext& context, const char* what) const {
     ASSERT_TRUE(context.synchronize().ok());
     std::vector<char> back(host.size());
-    ASSERT_TRUE(cuda::copy(back.data(), device.data(), back.size(), cuda::Stream::of(nullptr)).ok());
-    ASSERT_TRUE(cuda::Stream::of(nullptr).synchronize().ok());
+    device.read(back.data());
     size_t first = 0;
     while (first < back.size() && back[first] == host[first]) ++first;
     EXPECT_EQ(first, back.size()) << what << " differs from byte " << first << " of " << back.size();
   }
 };
 
-// Normal values of the dtype.
-Mirror values(int64_t count, DType dtype, uint32_t seed) {
+// [heads][dim + kGap] of normal values of the dtype.
+Mirror values(int64_t heads, int64_t dim, DType dtype, uint32_t seed) {
   std::mt19937 generator(seed);
   std::normal_distribution<float> normal;
-  std::vector<char> bytes(static_cast<size_t>(count * info(dtype).block_bytes));
+  const int64_t count = heads * (dim + kGap);
+  std::vector<char> bytes(static_cast<size_t>(count * info(dtype).block_bytes), static_cast<char>(0xff));
   for (int64_t i = 0; i < count; ++i) {
+    if (i % (dim + kGap) >= dim) continue;
     const float value = normal(generator);
     const uint16_t half = dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
     if (dtype == DType::f32) {
@@ -76,8 +77,8 @@ TEST_P(RowsTest, RotaryIsTheCpus) {
         const Mirror sin = Mirror::of(std::vector<float>(table.sin(), table.sin() + 100 * half));
         const Mirror offsets = Mirror::of(std::vector<int32_t>{5, 60});
         const Mirror cu = Mirror::of(std::vector<int32_t>{0, 10, static_cast<int32_t>(kBatch * kRows)});
-        const Mirror x = values(kBatch * kRows * kHeads * kDim, GetParam(), 3);
-        Mirror out = values(kBatch * kRows * kHeads * kDim, GetParam(), 4);
+        const Mirror x = values(kBatch * kRows * kHeads, kDim, GetParam(), 3);
+        Mirror out = values(kBatch * kRows * kHeads, kDim, GetParam(), 4);
         RopeProblem p;
         p.batch = kBatch;
         p.seqlen = kRows;
@@ -98,8 +99,8 @@ TEST_P(RowsTest, RotaryIsTheCpus) {
           } else {
             q.offsets = static_cast<const int32_t*>(side(offsets));
           }
-          const auto from = contiguous<const void*>(side(x), kRows, kHeads, kDim);
-          const auto to = contiguous<void*>(const_cast<void*>(side(out)), kRows, kHeads, kDim);
+          const auto from = contiguous<const void*>(side(x), kRows, kHeads, kDim + kGap);
+          const auto to = contiguous<void*>(const_cast<void*>(side(out)), kRows, kHeads, kDim + kGap);
           const Status status =
               backward ? rope_backward(context, q, from, to) : rope_forward(context, q, from, to);
           ASSERT_TRUE(status.ok()) << status.message();
@@ -117,7 +118,7 @@ TEST_P(RowsTest, JoinedPartsAreTheCpus) {
   constexpr int kParts = 3;
   std::vector<Mirror> outs, lses;
   for (uint32_t i = 0; i < kParts; ++i) {
-    outs.push_back(values(kBatch * kRows * kHeads * kDim, GetParam(), 10 + i));
+    outs.push_back(values(kBatch * kRows * kHeads, kDim, GetParam(), 10 + i));
     std::mt19937 generator(20 + i);
     std::vector<float> lse(kBatch * kRows * kHeads);
     for (float& value : lse) {
@@ -127,7 +128,7 @@ TEST_P(RowsTest, JoinedPartsAreTheCpus) {
     lse[7] = -INFINITY;  // this row saw nothing in any part
     lses.push_back(Mirror::of(lse));
   }
-  Mirror out = values(kBatch * kRows * kHeads * kDim, DType::f32, 30);
+  Mirror out = values(kBatch * kRows * kHeads, kDim, DType::f32, 30);
   Mirror lse = Mirror::of(std::vector<float>(kBatch * kRows * kHeads));
   MergeProblem p;
   p.batch = kBatch;
@@ -141,12 +142,12 @@ TEST_P(RowsTest, JoinedPartsAreTheCpus) {
     for (int i = 0; i < kParts; ++i) {
       const void* o = device ? outs[i].device.data() : outs[i].host.data();
       const void* l = device ? lses[i].device.data() : lses[i].host.data();
-      parts.push_back({contiguous<const void*>(o, kRows, kHeads, kDim),
+      parts.push_back({contiguous<const void*>(o, kRows, kHeads, kDim + kGap),
                        contiguous_lse<const float*>(static_cast<const float*>(l), kRows, kHeads)});
     }
     void* o = device ? out.device.data() : out.host.data();
     void* l = device ? lse.device.data() : lse.host.data();
-    const Status status = merge_states(context, p, parts, contiguous<void*>(o, kRows, kHeads, kDim),
+    const Status status = merge_states(context, p, parts, contiguous<void*>(o, kRows, kHeads, kDim + kGap),
                                        contiguous_lse<float*>(static_cast<float*>(l), kRows, kHeads));
     ASSERT_TRUE(status.ok()) << status.message();
   };

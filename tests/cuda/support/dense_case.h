@@ -2,43 +2,51 @@
 // are copied there, and what the kernel wrote comes back.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "core/cuda/device.h"
 #include "tests/attention/dense_fixture.h"
+#include "tests/cuda/support/guarded_buffer.h"
 
 namespace tessera::attention {
 
-// A device copy of host bytes, with guard bytes behind it.
+// A guarded device copy of host bytes.
 class DeviceCopy {
  public:
-  static constexpr size_t kGuard = 256;
-  static constexpr unsigned char kGuardByte = 0xa5;
-
-  DeviceCopy(const void* data, size_t bytes, const tessera::cuda::Stream& stream) : bytes_(bytes) {
-    auto buffer = tessera::cuda::DeviceBuffer::create(bytes + kGuard, "a test");
-    EXPECT_TRUE(buffer.ok()) << buffer.status().message();
-    if (!buffer.ok()) return;
-    buffer_ = std::move(*buffer);
-    EXPECT_TRUE(tessera::cuda::fill_bytes(buffer_.data(), kGuardByte, bytes + kGuard, stream).ok());
-    if (bytes > 0) EXPECT_TRUE(tessera::cuda::copy(buffer_.data(), data, bytes, stream).ok());
-  }
+  DeviceCopy(const void* data, size_t bytes, const tessera::cuda::Stream&) : buffer_(data, bytes) {}
   void* data() const { return buffer_.data(); }
-  // Back to the host; the guard must be as it was.
+  // Back to the host; the guards must be as they were.
   void read(void* to, const tessera::cuda::Stream& stream) const {
-    std::vector<unsigned char> guard(kGuard);
-    if (bytes_ > 0) EXPECT_TRUE(tessera::cuda::copy(to, buffer_.data(), bytes_, stream).ok());
-    EXPECT_TRUE(
-        tessera::cuda::copy(guard.data(), static_cast<char*>(buffer_.data()) + bytes_, kGuard, stream).ok());
     const Status status = stream.synchronize();
     EXPECT_TRUE(status.ok()) << status.message();
-    EXPECT_EQ(guard, std::vector<unsigned char>(kGuard, kGuardByte)) << "written behind the buffer";
+    buffer_.read(to);
+    buffer_.check();
   }
 
  private:
-  size_t bytes_;
-  tessera::cuda::DeviceBuffer buffer_;
+  cuda_test::GuardedBuffer buffer_;
 };
+
+// What lies between the heads, rows and batches of a tensor that was written is the NaN of before.
+inline void expect_gaps(const char* what, const DenseTensor& tensor, DType dtype, int64_t batches,
+                        int64_t rows) {
+  const Strided<const void*> at = tensor.view();
+  const std::vector<char>& bytes = tensor.bytes();
+  const int64_t element = info(dtype).block_bytes;
+  std::vector<bool> inside(bytes.size());
+  if (batches * rows * tensor.heads() == 0) return;
+  for (int64_t row = 0; row < batches * rows * tensor.heads(); ++row) {
+    const int64_t h = row % tensor.heads(), r = row / tensor.heads() % rows, b = row / tensor.heads() / rows;
+    const int64_t first = (b * at.batch_stride + r * at.row_stride + h * at.head_stride) * element;
+    std::fill_n(inside.begin() + first, tensor.dim() * element, true);
+  }
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if (inside[i] || bytes[i] == static_cast<char>(0xff)) continue;
+    ADD_FAILURE() << what << " was written in a gap, at byte " << i << " of " << bytes.size();
+    return;
+  }
+}
 
 // The problem with its arrays on the device.
 class DeviceProblem {
@@ -93,13 +101,13 @@ inline Status run_on_device(tessera::cuda::Launch& launch, DeviceForward forward
       k(c.k.bytes().data(), c.k.bytes().size(), stream), v(c.v.bytes().data(), c.v.bytes().size(), stream),
       o(c.o.bytes().data(), c.o.bytes().size(), stream), lse(c.lse.data(), c.lse.size() * 4, stream);
   ForwardTensors t = c.tensors();
-  const std::vector<char> before = c.o.bytes();
   void* host_o = t.o.data;
   t.q.data = q.data(), t.k.data = k.data(), t.v.data = v.data(), t.o.data = o.data();
   t.lse = static_cast<float*>(lse.data());
   TESSERA_RETURN_IF_ERROR(forward(launch, problem.problem(), t));
   o.read(host_o, stream);
   lse.read(c.lse.data(), stream);
+  expect_gaps("o", c.o, c.p.dtype, c.batches(), c.all_rows());
   return stream.synchronize();
 }
 

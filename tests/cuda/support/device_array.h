@@ -1,10 +1,8 @@
-// Arrays of plain values for tests of single instructions: the device's copy has guard words before and
-// behind, and what does not agree is named by its index.
+// Arrays of plain values for tests of single instructions; what does not agree is named by its index.
 #pragma once
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -12,59 +10,27 @@
 #include <vector>
 
 #include "core/cuda/device.h"
+#include "tests/cuda/support/guarded_buffer.h"
 
 namespace tessera::attention::cuda_test {
 
-// A copy that has arrived.
-inline Status copied(void* to, const void* from, size_t bytes) {
-  const tessera::cuda::Stream stream = tessera::cuda::Stream::of(nullptr);
-  TESSERA_RETURN_IF_ERROR(tessera::cuda::copy(to, from, bytes, stream));
-  return stream.synchronize();
-}
-
-// `count` elements on the device between guard bytes. Starts as the values given, or as 0xff bytes: NaN in
-// every floating type.
+// `count` elements on the device, guarded. Starts as the values given, or as 0xff bytes: NaN in every
+// floating type.
 template <typename T>
 class DeviceArray {
  public:
-  static constexpr size_t kGuard = 1024;  // bytes, keeps the 256-byte alignment of what lies behind
-  static constexpr unsigned char kGuardByte = 0xa5;
-
-  explicit DeviceArray(size_t count) : DeviceArray(count, nullptr) {}
-  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size(), values.data()) {}
-
-  T* data() const { return reinterpret_cast<T*>(buffer_.as<char>() + kGuard); }
-  // Waits for the device. Fails when a guard byte has changed.
+  explicit DeviceArray(size_t count) : buffer_(count * sizeof(T)) {}
+  explicit DeviceArray(const std::vector<T>& values) : buffer_(values.data(), values.size() * sizeof(T)) {}
+  T* data() const { return buffer_.template as<T>(); }
+  // Waits for the device.
   std::vector<T> read() const {
-    std::vector<unsigned char> bytes(size_ + 2 * kGuard);
-    const Status status = copied(bytes.data(), buffer_.data(), bytes.size());
-    EXPECT_TRUE(status.ok()) << status.message();
-    for (size_t i = 0; status.ok() && i < kGuard; ++i) {
-      if (bytes[i] == kGuardByte && bytes[kGuard + size_ + i] == kGuardByte) continue;
-      const bool before = bytes[i] != kGuardByte;
-      ADD_FAILURE() << "written outside the array of " << size_ << " bytes: " << (before ? kGuard - i : i)
-                    << " bytes " << (before ? "before" : "behind") << " it";
-      break;
-    }
-    std::vector<T> values(size_ / sizeof(T));
-    if (size_ > 0) std::memcpy(static_cast<void*>(values.data()), bytes.data() + kGuard, size_);
+    std::vector<T> values(buffer_.size() / sizeof(T));
+    buffer_.read(values.data());
     return values;
   }
 
  private:
-  DeviceArray(size_t count, const T* values) : size_(count * sizeof(T)) {
-    auto made = tessera::cuda::DeviceBuffer::create(size_ + 2 * kGuard, "a test");
-    EXPECT_TRUE(made.ok()) << made.status().message();
-    if (!made.ok()) return;
-    buffer_ = std::move(*made);
-    std::vector<unsigned char> bytes(size_ + 2 * kGuard, kGuardByte);
-    std::fill(bytes.begin() + kGuard, bytes.end() - kGuard, static_cast<unsigned char>(0xff));
-    if (values != nullptr && size_ > 0) std::memcpy(bytes.data() + kGuard, values, size_);
-    const Status status = copied(buffer_.data(), bytes.data(), bytes.size());
-    EXPECT_TRUE(status.ok()) << status.message();
-  }
-  size_t size_;
-  tessera::cuda::DeviceBuffer buffer_;
+  GuardedBuffer buffer_;
 };
 
 // Waits for the kernel just launched on the default stream; false, with the reason, when it or its launch

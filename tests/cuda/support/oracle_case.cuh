@@ -75,10 +75,14 @@ struct OracleCase {
       dq_at.read(dq.view().data, stream);
       dk_at.read(dk.view().data, stream);
       dv_at.read(dv.view().data, stream);
+      expect_gaps("dq", dq, p.dtype, dense.batches(), dense.all_rows());
+      expect_gaps("dk", dk, p.dtype, dense.batches(), dense.all_keys());
+      expect_gaps("dv", dv, p.dtype, dense.batches(), dense.all_keys());
       got_gradients[0] = dq.values(), got_gradients[1] = dk.values(), got_gradients[2] = dv.values();
     }
     o_at.read(dense.o.view().data, stream);
     lse_at.read(dense.lse.data(), stream);
+    expect_gaps("o", dense.o, p.dtype, dense.batches(), dense.all_rows());
     for (const int plain : {0, 1}) {
       oracle::Inputs in{problem.problem(), t.q, t.k, t.v, {}, plain == 1};
       if (backward != nullptr) in.dout = at(std::as_const(dout).view(), dout_at);

@@ -15,7 +15,8 @@
 namespace tessera::attention {
 
 // [batch, rows, heads, dim] of 16-bit elements on the device. Guard words of 0xffff (NaN in f16 and bf16)
-// stand before and behind, and `gap` elements of them behind each head's dim.
+// stand before and behind, and `gap` elements of them behind each head's dim. The outer guards are looked at
+// when the tensor goes, of inputs too; those of what was written, with the gaps, by guards_hold().
 class DeviceTensor {
  public:
   static constexpr int64_t kGuard = 4096;  // elements
@@ -27,6 +28,9 @@ class DeviceTensor {
     if (!buffer.ok()) throw std::runtime_error(buffer.status().message());
     device_ = std::move(buffer).value();
   }
+  ~DeviceTensor() { check_outer_guards(); }
+  DeviceTensor(DeviceTensor&&) = default;
+  DeviceTensor& operator=(DeviceTensor&&) = default;
   int64_t at(int64_t b, int64_t r, int64_t h, int64_t d) const {
     return kGuard + ((b * rows_ + r) * heads_ + h) * pitch_ + d;
   }
@@ -71,6 +75,23 @@ class DeviceTensor {
   }
 
  private:
+  void check_outer_guards() const {
+    if (device_.data() == nullptr) return;
+    std::vector<uint16_t> guards(2 * kGuard, 0);
+    const auto* memory = static_cast<const uint16_t*>(device_.data());
+    const size_t behind = device_.size() / 2 - kGuard;
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(guards.data(), memory, kGuard * 2, cudaMemcpyDeviceToHost), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(guards.data() + kGuard, memory + behind, kGuard * 2, cudaMemcpyDeviceToHost),
+              cudaSuccess);
+    for (int64_t i = 0; i < 2 * kGuard; ++i) {
+      if (guards[static_cast<size_t>(i)] == 0xffff) continue;
+      ADD_FAILURE() << "a tensor of " << batch_ << " x " << rows_ << " x " << heads_ << " x " << dim_
+                    << " was written outside, " << (i < kGuard ? kGuard - i : i - kGuard) << " elements "
+                    << (i < kGuard ? "before" : "behind");
+      return;
+    }
+  }
   DType dtype_;
   int64_t batch_, rows_, heads_, dim_, pitch_;
   std::vector<uint16_t> host_;
