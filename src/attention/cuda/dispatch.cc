@@ -300,7 +300,9 @@ Status check_cache(const AttentionProblem& p, const CacheView& c, const CacheApp
   if (append.rotary == nullptr) return {};
   if (append.seqlen == 0)
     return invalid_argument("rotary is given but no new keys; rotate q with rope_forward", "rotary");
-  return validate_rotary(*append.rotary, p.head_dim);
+  TESSERA_RETURN_IF_ERROR(validate_rotary(*append.rotary, p.head_dim));
+  return check_words({{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}},
+                     static_cast<uintptr_t>(info(append.rotary->dtype).block_bytes));
 }
 
 }  // namespace
@@ -343,9 +345,6 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
   TESSERA_RETURN_IF_ERROR(check_words(words));
   TESSERA_RETURN_IF_ERROR(check_places(launch_, words));
   if (append.rotary != nullptr) {
-    TESSERA_RETURN_IF_ERROR(
-        check_words({{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}},
-                    static_cast<uintptr_t>(info(append.rotary->dtype).block_bytes)));
     TESSERA_RETURN_IF_ERROR(
         check_places(launch_, {{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}}));
   }
