@@ -129,6 +129,34 @@ TEST_F(CudaContextTest, RefusesAnotherDevicesMemoryByName) {
   expect_refused("k", "k is on CUDA device 1; the context's is 0, and all tensors must be there");
 }
 
+// What a kernel was allowed on the first device it is allowed on the second too.
+TEST_F(CudaContextTest, ASecondDeviceDoesWhatTheFirstDid) {
+  const Result<int> devices = cuda_device_count();
+  ASSERT_TRUE(devices.ok());
+  if (*devices < 2) GTEST_SKIP() << "two devices needed";
+  for (const int device : {0, 1}) {
+    SCOPED_TRACE("device " + std::to_string(device));
+    const Result<CudaContext> context = CudaContext::create({.device = device});
+    ASSERT_TRUE(context.ok()) << context.status().message();
+    cuda::DeviceBuffer memory;
+    {
+      const cuda::DeviceGuard guard(device);
+      memory = cuda::DeviceBuffer::create(4 * kBytes, "test").value();
+      ASSERT_TRUE(cuda::fill_bytes(memory.data(), 0, memory.size(), cuda::Stream::of(nullptr)).ok());
+      ASSERT_TRUE(cuda::Stream::of(nullptr).synchronize().ok());
+    }
+    const auto part = [&](int i) { return memory.as<char>() + i * kBytes; };
+    tensors_.q = attention::contiguous<const void*>(part(0), kRows, kHeads, kDim);
+    tensors_.k = attention::contiguous<const void*>(part(1), kRows, kHeads, kDim);
+    tensors_.v = attention::contiguous<const void*>(part(2), kRows, kHeads, kDim);
+    tensors_.o = attention::contiguous<void*>(part(3), kRows, kHeads, kDim);
+    const Status status = attention::forward(*context, problem_, tensors_);
+    EXPECT_TRUE(status.ok()) << status.message();
+    const Status done = context->synchronize();
+    EXPECT_TRUE(done.ok()) << done.message();
+  }
+}
+
 // Scratch that is not to be had is one refused call: the same context then does what needs none, and another
 // one does the call.
 TEST_F(CudaContextTest, OutOfScratchSaysHowMuchAndTheNextCallRuns) {
