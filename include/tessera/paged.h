@@ -9,8 +9,10 @@
 //   rows (CacheView)   flash-attn's flash_attn_with_kvcache: contiguous or paged by a block table of any
 //   block
 //                      size. Each call packs the keys that it reads, 64 at a time, into tiles in scratch.
-//   tiles (KvCache)    packed once at append, so that a step reads nothing but the tiles; blocks that several
-//                      sequences share are read once for all of them (ChunkAttention, Ye et al. 2024).
+//   tiles (KvCache)    packed once at append, so that a step reads nothing but the tiles.
+//
+// Blocks that several sequences begin with are read once for all of them (ChunkAttention, Ye et al. 2024) by
+// a plan made once a step: CachePlan over a KvCache on the CPU, CacheTreePlan over a CacheView on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -132,7 +134,7 @@ struct CachePlanOptions {
   bool share = true;  // false: every sequence walks its own table, shared blocks or not (the same bits)
 };
 
-// K+V tile pairs, one for each (kv head, block) walk.
+// Pairs of tiles, 64 keys of K and of V, one for each walk of a kv head over them.
 struct CacheReads {
   uint64_t tiles = 0;         // read
   uint64_t shared_tiles = 0;  // of those, read once for several sequences
@@ -178,5 +180,77 @@ class CachePlan {
 // CachePlan::create and attend in one, for a single layer.
 Status tree_attention(Context& context, const AttentionProblem& problem, const KvCache& cache, int layer,
                       std::span<const CacheSequence> sequences, const CacheQuery& query);
+
+// ---- Rows: the prefix tree of a decode step ------------------------------------------------------------
+
+// When blocks that several sequences begin with are read once for all of them.
+enum class TreeSharing : uint8_t {
+  when_it_pays,  // by a cost model that explain() prints
+  always,        // wherever it can be
+  never,         // every sequence walks its own table
+};
+
+// What a plan is made from: copies in host memory, whatever the context, of what CacheView's fields of the
+// same names hold.
+struct CacheTables {
+  uint32_t struct_size = sizeof(CacheTables);
+  int64_t num_blocks = 0;
+  int64_t block_size = 0;
+  const int32_t* block_table = nullptr;  // [batch][max_blocks]; only ids of blocks with keys that are seen
+  int64_t max_blocks = 0;                // (leftpad aside) are looked at
+  int64_t table_stride = 0;              // 0: max_blocks
+  const int32_t* seqlens = nullptr;      // [batch] keys that are there before the call
+  int64_t appended = 0;                  // new keys of every sequence: the calls' append.seqlen
+};
+
+struct CacheTreeOptions {
+  uint32_t struct_size = sizeof(CacheTreeOptions);
+  // Behaviour: tokens by which every sequence may grow before a new plan is needed (never beyond its table).
+  int64_t reserve = 0;
+  // Performance: the bits never depend on it.
+  TreeSharing sharing = TreeSharing::when_it_pays;
+};
+
+// How one query token a sequence meets the blocks of a cache in rows. Made once a step, used for every layer,
+// and in captured graphs for as long as covers() the lengths. Runs of blocks at the front of several tables
+// are found by their ids: on a GPU their rows are stacked and each such block is read once, where that pays;
+// then each sequence's own blocks follow. On the CPU every sequence walks its own table, which reads() and
+// explain() say. The bits are attend_cache()'s on the same context.
+class CacheTreePlan {
+ public:
+  // `problem` is copied, what its alibi_slopes and leftpad_k point to must outlive the plan; batch counts and
+  // seqlen_q must be 1. The tables are not needed afterwards. On a GPU the plan goes to device memory on the
+  // context's stream, which must not be capturing. Errors: invalid_argument naming the field (a null table, a
+  // block id outside [0, num_blocks), a length outside its table, reserve); what attend_cache() refuses of a
+  // problem; unsupported on a GPU without the kernels.
+  static Result<CacheTreePlan> create(Context& context, const AttentionProblem& problem,
+                                      const CacheTables& tables, const CacheTreeOptions& options = {});
+  CacheTreePlan(CacheTreePlan&&) noexcept;
+  CacheTreePlan& operator=(CacheTreePlan&&) noexcept;
+  ~CacheTreePlan();
+
+  // attend_cache() of the plan's problem over one layer. cache.block_table holds what tables.block_table did
+  // (where the tensors are), and num_blocks, block_size, max_blocks and append.seqlen are the same; seqlens,
+  // or seqlen, are the lengths now. Lengths that the plan does not cover: invalid_argument where the host
+  // sees them (cache.seqlen, and everything on the CPU); where it does not, NaN in that sequence's o and lse.
+  // A plan that outlived a change of the blocks themselves reads the wrong ones: then make another.
+  // The context is the one that made the plan, or one of the same device whose stream runs after it; while
+  // such work, or a graph with it, may run, the plan must live.
+  Status attend(Context& context, const CacheView& cache, const CacheAppend& append,
+                const CacheTensors& tensors) const;
+
+  // ok while calls with these lengths, [batch] before the call, are what was planned: each at least what
+  // several sequences are planned to share (as long as planned, when a window hides keys), and at most as
+  // long as planned with the reserve, rounded up to a multiple of 256. Else invalid_argument naming the
+  // sequence, its length and the limits.
+  Status covers(std::span<const int32_t> seqlens) const;
+  CacheReads reads() const;  // of one layer, at the planned lengths
+  std::string explain() const;
+
+ private:
+  struct Impl;
+  explicit CacheTreePlan(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace tessera::attention

@@ -3,9 +3,12 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "attention/cuda/dispatch.h"
 #include "attention/cuda/sm80/prefill/forward.h"
+#include "attention/cuda/tree/tree.h"
 #include "tests/cuda/support/oracle_case.cuh"
 #include "tests/cuda/support/paged_case.cuh"
 
@@ -124,6 +127,44 @@ TEST_F(Small, Decode) {
     attend(c, p, c.view(), {});
     if (HasFailure()) return;
     c.check({}, "dim " + std::to_string(one.dim) + " page " + std::to_string(one.page));
+  }
+}
+
+// Sharing and not, both kernels: with features rows of many go by the warps' way, else by the warpgroups'.
+TEST_F(Small, PrefixTree) {
+  for (const bool hopper : {true, false}) {
+    for (const auto& [dim, softcap, window] : {std::tuple{128, 0.0f, -1}, std::tuple{64, 2.0f, 500}}) {
+      PagedShape s;
+      s.head_dim = dim, s.heads = 4, s.kv_heads = 1;
+      for (int b = 0; b < 5; ++b) {
+        s.lengths.push_back(512 + 9 * b);
+        s.shared_blocks.push_back({0, b == 0 ? 0 : 8});
+      }
+      PagedCase c(s);
+      AttentionProblem p = c.problem();
+      p.mask.causal = false;
+      p.softcap = softcap;
+      p.mask.window_left = window;
+      std::vector<cuda::steps::TreeSequence> sequences;
+      for (size_t b = 0; b < s.lengths.size(); ++b)
+        sequences.push_back({c.table.data() + b * size_t(c.max_blocks), s.lengths[b]});
+      cuda::steps::TreePlanOptions options;
+      options.sharing = TreeSharing::always;
+      options.for_any_device = !hopper;
+      auto plan = cuda::steps::TreePlan::create(*launch_, p, sequences, s.page, options);
+      ASSERT_TRUE(plan.ok()) << plan.status().message();
+      ASSERT_TRUE(plan->shares());
+      c.clear();
+      cudaDeviceSynchronize();
+      const Status status = plan->attend(*launch_, c.view(), {}, c.tensors());
+      ASSERT_TRUE(status.ok()) << status.message();
+      const Status done = launch_->stream.synchronize();
+      ASSERT_TRUE(done.ok()) << done.message();
+      OracleFeatures features;
+      features.softcap = softcap;
+      features.window_left = window;
+      c.check(features, "a tree of dim " + std::to_string(dim) + (hopper ? "" : ", every device's kernel"));
+    }
   }
 }
 

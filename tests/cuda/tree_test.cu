@@ -4,12 +4,16 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "attention/cuda/sm90/decode/decode.h"
 #include "tests/cuda/support/paged_case.cuh"
 
 namespace tessera::attention::cuda::sm90 {
 namespace {
 
+using cuda_test::DeviceBuffer;
+using cuda_test::OracleFeatures;
 using cuda_test::PagedCase;
 using cuda_test::PagedShape;
 
@@ -19,6 +23,14 @@ std::vector<TreeSequence> sequences_of(const PagedCase& c) {
     sequences.push_back({c.table.data() + b * size_t(c.max_blocks), c.shape.lengths[b]});
   return sequences;
 }
+
+// What a problem has besides its shape, and the same for the oracle.
+struct Features {
+  int64_t window_left = -1;
+  float softcap = 0;
+  std::vector<float> slopes;     // [heads]
+  std::vector<int32_t> leftpad;  // [batch]; the keys before it are NaN in the cache
+};
 
 class Tree : public ::testing::Test {
  protected:
@@ -42,34 +54,95 @@ class Tree : public ::testing::Test {
     return p;
   }
   // Shared and checked against float64, then against no sharing and against other layouts of the work.
-  void check(const PagedShape& shape, const std::string& name, int64_t tiles_at_most = INT64_MAX) {
+  void check(const PagedShape& shape, const std::string& name, int64_t tiles_at_most = INT64_MAX,
+             const Features& features = {}) {
     PagedCase c(shape);
-    const auto sequences = sequences_of(c);
+    AttentionProblem problem = this->problem(c);
+    OracleFeatures oracle;
+    problem.mask.window_left = oracle.window_left = int(features.window_left);
+    problem.softcap = features.softcap;
+    oracle.softcap = features.softcap;
+    if (!features.slopes.empty()) {
+      c.slopes = PagedCase::upload(features.slopes);
+      problem.alibi_slopes = oracle.slopes = c.slopes.as<float>();
+    }
+    if (!features.leftpad.empty()) {
+      c.leftpad = PagedCase::upload(features.leftpad);
+      problem.leftpad_k = oracle.leftpad = c.leftpad.as<int32_t>();
+      spoil(c, features.leftpad);
+    }
+    auto sequences = sequences_of(c);
+    if (features.window_left >= 0) {
+      for (TreeSequence& sequence : sequences)
+        sequence.first = std::max<int64_t>(0, sequence.keys - 1 - features.window_left);
+    }
     TreePlanOptions always;
     always.sharing = TreeSharing::always;
-    auto plan = TreePlan::create(*launch_, problem(c), sequences, shape.page, always);
+    auto plan = TreePlan::create(*launch_, problem, sequences, shape.page, always);
     ASSERT_TRUE(plan.ok()) << plan.status().message();
-    EXPECT_TRUE(plan->shares());
+    ASSERT_TRUE(plan->shares()) << name << ": " << plan->explain();
     EXPECT_LE(plan->reads().tiles, tiles_at_most) << plan->explain();
     attend(c, *plan);
     if (HasFatalFailure()) return;
-    c.check({}, name);
+    c.check(oracle, name);
     const auto want = c.output();
     const auto want_lse = c.output_lse();
     TreePlanOptions apart;
     apart.sharing = TreeSharing::never;
-    auto unshared = TreePlan::create(*launch_, problem(c), sequences, shape.page, apart);
+    auto unshared = TreePlan::create(*launch_, problem, sequences, shape.page, apart);
     ASSERT_TRUE(unshared.ok());
     attend(c, *unshared);
-    EXPECT_EQ(c.output(), want) << name << ": bits without sharing";
-    EXPECT_EQ(c.output_lse(), want_lse);
+    expect_bits(c, want, name + ": bits without sharing");
+    EXPECT_EQ(c.output_lse(), want_lse) << name << ": lse without sharing";
+    TreePlanOptions any_device = always;
+    any_device.for_any_device = true;
+    auto by_sm80 = TreePlan::create(*launch_, problem, sequences, shape.page, any_device);
+    ASSERT_TRUE(by_sm80.ok()) << by_sm80.status().message();
+    attend(c, *by_sm80);
+    expect_bits(c, want, name + ": bits of the kernels for every device");
     for (const int units : {1, 2, 4, 8}) {
       TreePlanOptions options = always;
       options.shared_units = units;
-      auto other = TreePlan::create(*launch_, problem(c), sequences, shape.page, options);
+      auto other = TreePlan::create(*launch_, problem, sequences, shape.page, options);
       ASSERT_TRUE(other.ok());
       attend(c, *other);
-      EXPECT_EQ(c.output(), want) << name << ": bits in shared pieces of " << units << " units";
+      expect_bits(c, want, name + ": bits in shared pieces of " + std::to_string(units) + " units");
+    }
+  }
+  void expect_bits(const PagedCase& c, const std::vector<uint16_t>& want, const std::string& name) {
+    const auto got = c.output();
+    size_t differ = 0, first = 0;
+    for (size_t i = want.size(); i-- > 0;) {
+      if (got[i] == want[i]) continue;
+      first = i;
+      ++differ;
+    }
+    const auto row = first / size_t(c.shape.head_dim);
+    EXPECT_EQ(differ, 0u) << name << ": " << differ << " of " << want.size() << " differ, first sequence "
+                          << row / size_t(c.shape.heads) << " head " << row % size_t(c.shape.heads) << " d "
+                          << first % size_t(c.shape.head_dim) << ": " << std::hex << got[first] << " for "
+                          << want[first];
+  }
+  // NaN in K and V of the keys that every sequence which shares them hides.
+  static void spoil(PagedCase& c, const std::vector<int32_t>& leftpad) {
+    std::map<std::pair<int32_t, int>, bool> seen;  // (block, slot)
+    for (size_t b = 0; b < c.shape.lengths.size(); ++b) {
+      for (int j = 0; j < c.shape.lengths[b]; ++j) {
+        const int32_t block = c.table[b * size_t(c.max_blocks) + size_t(j / c.shape.page)];
+        seen[{block, j % c.shape.page}] |= j >= leftpad[b];
+      }
+    }
+    for (DeviceBuffer* cache : {&c.k, &c.v}) {
+      auto bits = PagedCase::download(*cache);
+      for (const auto& [at, is_seen] : seen) {
+        if (is_seen) continue;
+        for (int h = 0; h < c.shape.kv_heads; ++h) {
+          const auto from =
+              size_t(at.first * c.strides.block + at.second * c.strides.slot + h * c.strides.head);
+          std::fill_n(bits.begin() + int64_t(from), c.shape.head_dim, uint16_t{0xffff});
+        }
+      }
+      cudaMemcpy(cache->data(), bits.data(), bits.size() * 2, cudaMemcpyHostToDevice);
     }
   }
   // `count` sequences of `shared` common positions and `own` more.
@@ -167,15 +240,166 @@ TEST_F(Tree, NothingSharedIsDecode) {
   c.check({}, "nothing shared");
 }
 
+TEST_F(Tree, SoftCaps) {
+  check(star(20, 1024, 300, 16, 4), "softcap 32:4", INT64_MAX, {.softcap = 2.0f});
+  PagedShape s = star(9, 768, 100, 8, 8);
+  s.head_dim = 64, s.dtype = DType::f16, s.q_scale = 4;
+  check(s, "softcap MHA f16 d 64", INT64_MAX, {.softcap = 5.0f});
+}
+
+TEST_F(Tree, Slopes) {
+  std::vector<float> slopes;
+  for (int h = 0; h < 12; ++h) slopes.push_back(std::exp2(-float(h + 1)));
+  PagedShape s = star(11, 1280, 0, 12, 4);
+  for (size_t b = 0; b < s.lengths.size(); ++b)
+    s.lengths[b] += int(b * 61);  // rows of a piece at different positions
+  check(s, "ALiBi 12:4", INT64_MAX, {.slopes = slopes});
+}
+
+TEST_F(Tree, WindowsLeaveOutSharedRunsThatNoRowSees) {
+  PagedShape s = star(16, 2048, 300, 16, 4);
+  for (size_t b = 0; b < s.lengths.size(); ++b) s.lengths[b] += int(b * 37);
+  check(s, "window that all of the run sees", INT64_MAX, {.window_left = 5000});
+  check(s, "window that the run's end sees", 16 + 152, {.window_left = 1200});
+  check(s, "window that some rows see of the run", INT64_MAX, {.window_left = 700});
+  s.page = 16;
+  check(s, "window, blocks of 16", INT64_MAX, {.window_left = 1111});
+}
+
+TEST_F(Tree, LeftPadding) {
+  PagedShape s = star(10, 1024, 200, 8, 8);
+  std::vector<int32_t> same(10, 70), different;
+  for (int b = 0; b < 10; ++b) different.push_back(5 + 300 * (b % 5));
+  check(s, "the same left padding", INT64_MAX, {.leftpad = same});
+  check(s, "different left padding", INT64_MAX, {.leftpad = different});
+  different[3] = 1224;  // sees nothing
+  check(s, "a row that sees nothing", INT64_MAX, {.leftpad = different});
+}
+
+TEST_F(Tree, EverythingAtOnceOverARandomTree) {
+  PagedShape s;
+  s.heads = 16, s.kv_heads = 4, s.page = 16;
+  std::mt19937 random(cuda_test::kSeed + 1);
+  Features f{.window_left = 1500, .softcap = 3.0f};
+  for (int b = 0; b < 40; ++b) {
+    s.lengths.push_back(1 + int(random() % 3000));
+    const int parent = b == 0 ? 0 : int(random() % uint32_t(b));
+    const int most = std::min(s.lengths[size_t(parent)], s.lengths.back()) / 16;
+    s.shared_blocks.push_back({parent, b == 0 || most == 0 ? 0 : int(random() % uint32_t(most + 1))});
+    f.leftpad.push_back(int(random() % 400));
+  }
+  for (int h = 0; h < 16; ++h) f.slopes.push_back(0.01f * float(h));
+  check(s, "random tree, all features", INT64_MAX, f);
+}
+
+TEST_F(Tree, HeadSizesThatAreNoKernels) {
+  for (const int dim : {8, 40, 80, 96, 136, 192}) {
+    PagedShape s = star(9, 1024, 130, 8, 2);
+    s.head_dim = dim;
+    check(s, "head_dim " + std::to_string(dim));
+    s.page = 16, s.dtype = DType::f16;
+    check(s, "head_dim " + std::to_string(dim) + " softcap f16", INT64_MAX, {.softcap = 4.0f});
+  }
+}
+
+TEST_F(Tree, OfHeadDim256WithFeatures) {
+  PagedShape s = star(12, 1024, 300, 8, 4);
+  s.head_dim = 256;
+  check(s, "d 256 window", INT64_MAX, {.window_left = 600});
+  check(s, "d 256 softcap", INT64_MAX, {.softcap = 2.0f});
+}
+
+// Plans made when the sequences of `c` were other lengths.
+std::vector<TreeSequence> planned(const PagedCase& c, const std::vector<int64_t>& keys) {
+  std::vector<TreeSequence> sequences = sequences_of(c);
+  for (size_t b = 0; b < keys.size(); ++b) sequences[b].keys = keys[b];
+  return sequences;
+}
+
 TEST_F(Tree, ThePlanStaysValidWhileSequencesGrow) {
-  PagedShape s = star(16, 1024, 300, 32, 8);
-  PagedCase c(s);
-  auto shorter = sequences_of(c);
-  for (TreeSequence& sequence : shorter) sequence.keys -= 40;  // as they were when the plan was made
-  auto plan = TreePlan::create(*launch_, problem(c), shorter, 64, {TreeSharing::always});
+  PagedCase c(star(16, 1024, 300, 32, 8));
+  auto plan = TreePlan::create(*launch_, problem(c), planned(c, std::vector<int64_t>(16, 1324 - 40)), 64,
+                               {TreeSharing::always});
   ASSERT_TRUE(plan.ok());
   attend(c, *plan);
   c.check({}, "grown by 40");
+  for (const int64_t reserve : {290, 5000}) {
+    TreePlanOptions options{TreeSharing::always};
+    options.reserve = reserve;
+    auto grown =
+        TreePlan::create(*launch_, problem(c), planned(c, std::vector<int64_t>(16, 1324 - 290)), 64, options);
+    ASSERT_TRUE(grown.ok());
+    attend(c, *grown);
+    c.check({}, "grown by 290 of a reserve of " + std::to_string(reserve));
+  }
+}
+
+TEST_F(Tree, SequencesOutsideThePlansLimitsAreNaNAndOthersAreRight) {
+  PagedCase c(star(8, 1024, 300, 8, 4));
+  auto now = TreePlan::create(*launch_, problem(c), sequences_of(c), 64, {TreeSharing::always});
+  ASSERT_TRUE(now.ok());
+  attend(c, *now);
+  const auto want = c.output();
+  const auto want_lse = c.output_lse();
+  std::vector<int64_t> keys(8, 1324);
+  keys[1] = keys[6] = 1280;  // its units end there
+  auto before = TreePlan::create(*launch_, problem(c), planned(c, keys), 64, {TreeSharing::always});
+  ASSERT_TRUE(before.ok());
+  EXPECT_EQ(before->limits(1).most, 1280);
+  attend(c, *before);
+  const auto got = c.output();
+  const auto got_lse = c.output_lse();
+  const size_t of_sequence = size_t(8 * c.shape.head_dim);
+  for (size_t b = 0; b < 8; ++b) {
+    const bool outgrown = b == 1 || b == 6;
+    size_t wrong = 0;
+    for (size_t i = b * of_sequence; i < (b + 1) * of_sequence; ++i)
+      wrong += outgrown ? (got[i] & 0x7fff) <= 0x7f80 : got[i] != want[i];
+    EXPECT_EQ(wrong, 0u) << "sequence " << b << (outgrown ? " has numbers" : " differs");
+    for (size_t h = 0; h < 8; ++h) {
+      const float x = got_lse[b * 8 + h];
+      EXPECT_TRUE(outgrown ? std::isnan(x) : x == want_lse[b * 8 + h])
+          << "lse of sequence " << b << ": " << x;
+    }
+  }
+  // And shorter than what they are planned to share.
+  c.lengths_on_device = PagedCase::upload(std::vector<int32_t>(8, 1000));
+  attend(c, *now);
+  size_t numbers = 0;
+  for (const uint16_t bits : c.output()) numbers += (bits & 0x7fff) <= 0x7f80;
+  EXPECT_EQ(numbers, 0u);
+}
+
+TEST_F(Tree, WholeRowsOfAPlanFollowAnyLength) {
+  // Enough sequences of their own that blocks walk them whole, beside a few that share.
+  PagedShape s = star(4, 512, 100, 8, 8);
+  for (int b = 0; b < 60; ++b) {
+    s.lengths.push_back(700);
+    s.shared_blocks.push_back({0, 0});
+  }
+  PagedCase c(s);
+  std::vector<int64_t> keys(64, 612);
+  for (size_t b = 4; b < 64; ++b) keys[b] = 200;
+  auto plan = TreePlan::create(*launch_, problem(c), planned(c, keys), 64, {TreeSharing::always});
+  ASSERT_TRUE(plan.ok());
+  ASSERT_TRUE(plan->shares()) << plan->explain();
+  int whole = 0;
+  for (int64_t b = 4; b < 64; ++b) whole += plan->limits(b).most == INT32_MAX;
+  EXPECT_GE(whole, 30);
+  attend(c, *plan);
+  auto now = TreePlan::create(*launch_, problem(c), sequences_of(c), 64, {TreeSharing::never});
+  ASSERT_TRUE(now.ok());
+  const auto got = c.output();
+  attend(c, *now);
+  const auto want = c.output();
+  const size_t of_sequence = size_t(8 * s.head_dim);
+  for (int64_t b = 0; b < 64; ++b) {
+    if (plan->limits(b).most < s.lengths[size_t(b)]) continue;
+    size_t differ = 0;
+    for (size_t i = size_t(b) * of_sequence; i < size_t(b + 1) * of_sequence; ++i)
+      differ += got[i] != want[i];
+    EXPECT_EQ(differ, 0u) << "sequence " << b;
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <mutex>
 
@@ -143,6 +144,19 @@ Status check_resident(const char* field, const void* pointer, int ordinal) {
       format("{} is on CUDA device {}; the context's is {}, and all tensors must be there", field, at.device,
              ordinal),
       field);
+}
+
+Status check_host_memory(const char* field, const void* pointer) {
+  if (pointer == nullptr) return {};
+  cudaPointerAttributes at{};
+  const cudaError_t error = cudaPointerGetAttributes(&at, pointer);
+  if (error == cudaErrorInvalidValue) {
+    cudaGetLastError();  // not CUDA's, so the host's
+    return {};
+  }
+  TESSERA_RETURN_IF_ERROR(to_status(error, format("where {} lies", field)));
+  if (at.type != cudaMemoryTypeDevice) return {};
+  return invalid_argument(format("{} is on CUDA device {}; it must be host memory", field, at.device), field);
 }
 
 Result<std::pair<int64_t, int64_t>> memory_info() {
@@ -358,6 +372,32 @@ size_t DeviceWorkspace::bytes() const {
   size_t sum = owned_bytes();
   for (const auto& [data, size] : taken_) sum += size;
   return sum;
+}
+
+Result<std::shared_ptr<DeviceBuffer>> DevicePool::take(const std::shared_ptr<DevicePool>& pool, size_t bytes,
+                                                       const char* what) {
+  DeviceBuffer buffer;
+  {
+    const std::lock_guard lock(pool->mutex_);
+    auto best = pool->free_.end();
+    for (auto it = pool->free_.begin(); it != pool->free_.end(); ++it) {
+      if (it->size() >= bytes && (best == pool->free_.end() || it->size() < best->size())) best = it;
+    }
+    if (best != pool->free_.end()) {
+      buffer = std::move(*best);
+      pool->free_.erase(best);
+    }
+  }
+  if (buffer.data() == nullptr) {
+    // Powers of two, so that the next ones, of about the same size, fit.
+    const size_t rounded = std::bit_ceil(std::max<size_t>(bytes, 4096));
+    TESSERA_ASSIGN_OR_RETURN(buffer, DeviceBuffer::create(rounded, what));
+  }
+  return std::shared_ptr<DeviceBuffer>(new DeviceBuffer(std::move(buffer)), [pool](DeviceBuffer* back) {
+    const std::lock_guard lock(pool->mutex_);
+    pool->free_.push_back(std::move(*back));
+    delete back;
+  });
 }
 
 Result<Launch> Launch::create(int ordinal) {

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,6 +51,8 @@ class DeviceGuard {
 // ok when `pointer` is memory of device `ordinal` (or managed memory); invalid_argument naming `field` for
 // the host's and another device's.
 Status check_resident(const char* field, const void* pointer, int ordinal);
+// ok for null and for memory that the host may read; invalid_argument naming `field` for a device's.
+Status check_host_memory(const char* field, const void* pointer);
 // Free and total bytes of the current device.
 Result<std::pair<int64_t, int64_t>> memory_info();
 
@@ -183,11 +187,26 @@ class DeviceWorkspace {
   std::pair<void*, size_t> taken_[kSlots] = {};  // from the source
 };
 
+// Device memory of what comes and goes with a step. What is given back is kept for the next, because freeing
+// device memory waits for the device and breaks a graph that any thread is capturing. Thread-safe.
+class DevicePool {
+ public:
+  // At least `bytes`, 256-byte aligned, contents unspecified; goes back when the last copy of it goes. The
+  // pool lives as long. Errors as DeviceBuffer::create().
+  static Result<std::shared_ptr<DeviceBuffer>> take(const std::shared_ptr<DevicePool>& pool, size_t bytes,
+                                                    const char* what);
+
+ private:
+  std::mutex mutex_;
+  std::vector<DeviceBuffer> free_;
+};
+
 // What every launch function gets first.
 struct Launch {
   Stream stream;
   DeviceProperties device;
   DeviceWorkspace workspace;
+  std::shared_ptr<DevicePool> pool = std::make_shared<DevicePool>();
   // On the device, on a stream of its own (owned) or the caller's.
   static Result<Launch> create(int ordinal);
   static Result<Launch> create(int ordinal, void* stream);

@@ -10,7 +10,10 @@ namespace {
 
 template <typename T, int kDim>
 const void* combine_kernel_of(bool listed, bool features) {
-  if (listed) return reinterpret_cast<const void*>(&combine_kernel<T, kDim, true, false>);
+  if (listed) {
+    return features ? reinterpret_cast<const void*>(&combine_kernel<T, kDim, true, true>)
+                    : reinterpret_cast<const void*>(&combine_kernel<T, kDim, true, false>);
+  }
   return features ? reinterpret_cast<const void*>(&combine_kernel<T, kDim, false, true>)
                   : reinterpret_cast<const void*>(&combine_kernel<T, kDim, false, false>);
 }

@@ -63,19 +63,31 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
   Combiner<T, kDim> combiner{p, lane, {}, {}};
   combiner.segment.clear();
   combiner.row.clear();
+  bool covered = true;  // by the plan
   if constexpr (kListed) {
-    TokenPartials mine{0, 0};
-    if (exists) mine = c.tokens[pair];
+    TokenPartials mine{0, 0, 0, 0};
+    int32_t keys = 0;  // final: the kernel that this one depends on let it start after waiting for all before
+    if (exists) {
+      mine = c.tokens[pair];
+      keys = extent_of<false>(p, batch).keys;
+    }
     const int64_t offset = head_in_group;
-    int32_t entry = lane < mine.count ? __ldg(c.entries + mine.first + lane) : 0;
+    const auto load = [&](int at) {
+      PartialEntry entry{0, INT32_MAX};
+      if (at < mine.count) entry = c.entries[mine.first + at];
+      return entry;
+    };
+    PartialEntry entry = load(lane);
     wait_for_kernels_before();
     if (!exists || mine.count == 0) return;
     for (int first = 0;;) {
-      combiner.add(entry, min(32, mine.count - first), offset);
+      const int count = __popc(__ballot_sync(~0u, entry.first_key < keys));
+      combiner.add(entry.row, count, offset);
       first += 32;
-      if (first >= mine.count) break;
-      entry = first + lane < mine.count ? __ldg(c.entries + mine.first + first + lane) : 0;
+      if (count < 32 || first >= mine.count) break;
+      entry = load(first + lane);
     }
+    covered = keys >= mine.least && keys <= mine.most;
   } else {
     // The lengths are final: the kernel that this one depends on let it start after waiting for all before.
     const Schedule<kFeatures> schedule(p, lane);
@@ -126,6 +138,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     }
   }
   combiner.row.fold(combiner.segment);
+  if (!covered) combiner.row.l = __int_as_float(0x7fffffff);
   char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
                                                  head * p.o.head_stride + lane * kLaneValues<kDim>);
   if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) {

@@ -11,8 +11,6 @@ namespace tessera::attention::cuda::steps {
 namespace {
 
 constexpr int64_t kMost = int64_t{1} << 30;
-// Most bytes of partial states; beyond, work is not split.
-constexpr int64_t kMostPartialBytes = int64_t{1} << 30;
 
 Status refuse(const char* field, int64_t value, const char* limit) {
   return invalid_argument(format("{}={} must be {}", field, value, limit), field);
@@ -202,10 +200,9 @@ Result<int> set_division(tessera::cuda::Launch& launch, const AttentionProblem& 
     return refuse("batch x heads x tiles of the table", items * (p.capacity / kTile + 4), "below 2^31");
   const int most = tuning.blocks > 0 ? tuning.blocks : launch.device.multiprocessors;
   const int64_t partial_rows = items * p.units_most * p.piece_rows;
-  const int64_t partial_bytes = partial_rows * (kernel_dim(problem.head_dim) + 2) * 4;
   // Whole items are faster from some one and a half items a block on (measured).
   if (tuning.split && 2 * items < 3 * most && p.units_most > split_above(split_grain(items, most)) &&
-      partial_bytes <= kMostPartialBytes) {
+      partial_bytes(partial_rows, kernel_dim(problem.head_dim)) <= kMostPartialBytes) {
     p.may_split = 1;
     TESSERA_RETURN_IF_ERROR(set_partials(launch, partial_rows, kernel_dim(problem.head_dim), p));
   }
@@ -213,6 +210,10 @@ Result<int> set_division(tessera::cuda::Launch& launch, const AttentionProblem& 
   const int blocks = p.may_split != 0 ? most : static_cast<int>(std::min<int64_t>(most, items));
   p.by_blocks = Divisor(blocks);
   return blocks;
+}
+
+int64_t partial_bytes(int64_t rows, int head_dim) {
+  return rows * (head_dim + 2) * 4;
 }
 
 Status set_partials(tessera::cuda::Launch& launch, int64_t rows, int head_dim, DecodeParams& p) {

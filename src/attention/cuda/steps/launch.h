@@ -16,6 +16,9 @@ struct DecodeTuning {
   bool early = true;  // start before the kernel ahead has ended (its results are waited for)
 };
 
+// Most bytes of partial states; beyond, work is not split and nothing is shared.
+inline constexpr int64_t kMostPartialBytes = int64_t{1} << 30;
+
 // A kernel that walks pieces, and what it needs.
 struct DecodeKernel {
   const void* kernel = nullptr;  // of DecodeParams
@@ -43,7 +46,8 @@ Status append_rows(tessera::cuda::Launch& launch, const AttentionProblem& proble
 // the blocks of the grid.
 Result<int> set_division(tessera::cuda::Launch& launch, const AttentionProblem& problem,
                          const DecodeKernel& kernel, const DecodeTuning& tuning, DecodeParams& params);
-// Workspace for that many partial rows.
+// Workspace for that many partial rows, of so many bytes.
+int64_t partial_bytes(int64_t rows, int head_dim);
 Status set_partials(tessera::cuda::Launch& launch, int64_t rows, int head_dim, DecodeParams& params);
 
 // A pointer and strides that 16-byte copies can take; `what` is the field that an error names.

@@ -104,17 +104,23 @@ struct DecodeParams {
 inline constexpr int kCombineWarps = 4;
 
 // Partials of a (token, kv head), for the tree: entries [first, first + count) of the list, none when its o
-// is written already. An entry is the partial row of the group's first head; the sign bit: it continues the
-// segment of the one before.
-struct TokenPartials {
+// is written already. A length outside [least, most] is not what was planned: NaN is written.
+struct alignas(16) TokenPartials {
   int32_t first, count;
+  int32_t least, most;
+};
+
+// In the order of the keys; there when the sequence is longer than first_key.
+struct alignas(8) PartialEntry {
+  int32_t row;  // of the group's first head; the sign bit: it continues the segment of the entry before
+  int32_t first_key;
 };
 
 struct CombineParams {
   DecodeParams decode;
   // Tree; null: the partials follow from the lengths.
   const TokenPartials* tokens;  // [token][kv_head]
-  const int32_t* entries;
+  const PartialEntry* entries;
 };
 
 }  // namespace tessera::attention::cuda::steps

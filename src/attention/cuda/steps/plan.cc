@@ -23,7 +23,8 @@ constexpr int32_t kWarpgroupRows = 64;
 struct Run {  // sequences [first, end) in table order over units [from, to)
   int32_t first, end;
   int32_t from, to;
-  bool tail;  // of one sequence, up to its last key
+  int32_t start;  // where the rows of these sequences begin: here, or in a run before
+  bool tail;      // of one sequence, up to its last key
 };
 
 class Planner {
@@ -38,14 +39,16 @@ class Planner {
 
   TreeWork plan() {
     order();
-    if (!order_.empty()) divide(0, static_cast<int32_t>(order_.size()), 0);
+    limits_.resize(sequences_.size());
+    if (!order_.empty()) divide(0, static_cast<int32_t>(order_.size()), 0, -1);
     count_reads();
     const double saved = double(work_.reads.unshared - work_.reads.tiles) * kv_heads_ / options_.blocks;
     const bool shares = options_.sharing == TreeSharing::always
                             ? work_.reads.shared > 0
                             : options_.sharing == TreeSharing::when_it_pays && saved >= kLeastSaving;
     work_.explanation = format(
-        "{} sequences, {} runs: {} tiles a kv head ({} shared) instead of {}; {} tiles saved a block of the "
+        "{} sequences, {} runs: {} tiles a kv head ({} shared) instead of {}; {:.1f} tiles saved a block of "
+        "the "
         "grid, {} pay: {}\n",
         sequences_.size(), runs_.size(), work_.reads.tiles, work_.reads.shared, work_.reads.unshared, saved,
         kLeastSaving, shares ? "shared" : "sequence by sequence");
@@ -61,6 +64,7 @@ class Planner {
 
  private:
   int32_t units_of(int64_t keys) const { return static_cast<int32_t>((keys + kUnit - 1) / kUnit); }
+  static int32_t first_unit(const TreeSequence& s) { return static_cast<int32_t>(s.first / kUnit); }
   const TreeSequence& at(int32_t i) const { return sequences_[size_t(order_[size_t(i)])]; }
 
   void order() {
@@ -86,8 +90,9 @@ class Planner {
     }
   }
 
-  // Sequences [first, end) have units [0, from) in common, and those are dealt with.
-  void divide(int32_t first, int32_t end, int32_t from) {
+  // Sequences [first, end) have units [0, from) in common, and those are dealt with; their rows begin at unit
+  // `start` (-1: they have not begun).
+  void divide(int32_t first, int32_t end, int32_t from, int32_t start) {
     while (first < end) {
       // The next stretch of sequences that share at least one unit more.
       int32_t next = first + 1;
@@ -99,11 +104,21 @@ class Planner {
       if (next == first + 1) {
         // A sequence that ends where its shared run ends has nothing of its own; one without keys still has
         // an o to write.
-        const int32_t to = units_of(at(first).keys + options_.reserve);
-        if (to > from || from == 0) runs_.push_back({first, next, from, std::max(to, from + 1), true});
+        const TreeSequence& s = at(first);
+        const int32_t begin = std::max(from, first_unit(s));
+        const int32_t to = units_of(std::min(s.keys + options_.reserve, std::max(s.keys, options_.capacity)));
+        if (to > begin || start < 0)
+          runs_.push_back({first, next, begin, std::max(to, begin + 1), start < 0 ? begin : start, true});
+        // A window that hides units now would show them to a shorter sequence.
+        const int64_t least = first_unit(s) > 0 ? s.keys : start < 0 ? 0 : int64_t{from} * kUnit;
+        const int64_t most = std::min<int64_t>(INT32_MAX, int64_t{std::max(to, from)} * kUnit);
+        limits_[size_t(order_[size_t(first)])] = {static_cast<int32_t>(least), static_cast<int32_t>(most)};
       } else {
-        runs_.push_back({first, next, from, common, false});
-        divide(first, next, common);
+        int32_t begin = common;  // the first unit that one of them sees
+        for (int32_t i = first; i < next; ++i) begin = std::min(begin, std::max(from, first_unit(at(i))));
+        const int32_t run_start = start < 0 && begin < common ? begin : start;
+        if (begin < common) runs_.push_back({first, next, begin, common, run_start, false});
+        divide(first, next, common, run_start);
       }
       first = next;
     }
@@ -119,15 +134,16 @@ class Planner {
       work_.reads.tiles += tiles_of(run);
       if (!run.tail) work_.reads.shared += tiles_of(run);
     }
-    for (const TreeSequence& s : sequences_) work_.reads.unshared += (s.keys + kTile - 1) / kTile;
+    for (const TreeSequence& s : sequences_)
+      work_.reads.unshared += (s.keys + kTile - 1) / kTile - int64_t{first_unit(s)} * kUnitTiles;
   }
 
   // A part of a run for some of its sequences, the same for every kv head.
   struct Part {
     int32_t token;  // first of its tokens in work_.tokens
     int32_t sequence, rows;
-    int32_t from, to;
-    int32_t partial;  // -1: whole rows
+    int32_t from, to, start;
+    int32_t partial;
     bool tail;
     double cost;  // of a kv head
   };
@@ -149,6 +165,7 @@ class Planner {
         part.rows = (end - i) * group_;
         part.from = run.from;
         part.to = run.to;
+        part.start = run.start;
         part.tail = run.tail;
         part.partial = static_cast<int32_t>(partial);
         partial += int64_t{run.to - run.from} * part.rows;
@@ -175,8 +192,9 @@ class Planner {
     for (const int32_t units : {1, 2, 4, 8}) {
       if (options_.shared_units > 0 && units != options_.shared_units) continue;
       Candidate c = lay_out(units);
-      work_.explanation += format("shared pieces of {} units: longest block {} tiles, fair share {}\n", units,
-                                  c.makespan, fair);
+      work_.explanation +=
+          format("shared pieces of {} units: longest block {:.1f} tiles, fair share {:.1f}\n", units,
+                 c.makespan, fair);
       if (best.units == 0 || c.makespan < best.makespan) best = std::move(c);
     }
     work_.explanation += format("> {} units\n", best.units);
@@ -198,13 +216,13 @@ class Planner {
     piece.first_token = part.token;
     piece.first_row = 0;
     piece.rows = part.rows;
-    const bool whole = from == 0 && part.tail && to == part.to;
+    const bool whole = from == part.start && part.tail && to == part.to;
     piece.partial = whole ? -1
                           : static_cast<int32_t>(kv_head * head_partials_ + part.partial +
                                                  int64_t{from - part.from} * part.rows);
     piece.partial_stride = part.rows;
     // A run that begins inside a segment finds that segment begun by another piece, too.
-    piece.flags = (from > 0 ? kPieceCutBefore : 0) | (part.tail ? 0 : kPieceShared);
+    piece.flags = (from > part.start ? kPieceCutBefore : 0) | (part.tail ? 0 : kPieceShared);
     // Rows of one warpgroup in one segment: apart, so that the other can take half of it.
     if (!part.tail && part.rows > 8 && part.rows <= kWarpgroupRows && to - from <= kSegmentUnits)
       piece.flags |= kPieceApart;
@@ -310,7 +328,6 @@ class Planner {
   void list_partials() {
     struct Handed {
       int32_t unit, row;
-      bool continues;
     };
     std::vector<std::vector<Handed>> handed(sequences_.size() * size_t(kv_heads_));
     for (const Piece& piece : work_.pieces) {
@@ -324,17 +341,24 @@ class Planner {
         for (int32_t t = 0; t < piece.rows / group_; ++t) {
           const int32_t token = work_.tokens[size_t(piece.first_token + t)];
           handed[size_t(token) * size_t(kv_heads_) + size_t(piece.kv_head)].push_back(
-              {unit, piece.partial + (unit - piece.first_unit) * piece.partial_stride + t * group_,
-               unit % kSegmentUnits != 0});
+              {unit, piece.partial + (unit - piece.first_unit) * piece.partial_stride + t * group_});
         }
       }
     }
-    for (auto& list : handed) {
+    work_.limits.resize(sequences_.size());  // whole rows follow any length
+    for (size_t i = 0; i < handed.size(); ++i) {
+      std::vector<Handed>& list = handed[i];
       std::sort(list.begin(), list.end(), [](const Handed& a, const Handed& b) { return a.unit < b.unit; });
-      work_.partials.push_back(
-          {static_cast<int32_t>(work_.entries.size()), static_cast<int32_t>(list.size())});
+      const size_t token = i / size_t(kv_heads_);
+      if (!list.empty()) work_.limits[token] = limits_[token];
+      work_.partials.push_back({static_cast<int32_t>(work_.entries.size()), static_cast<int32_t>(list.size()),
+                                limits_[token].least, limits_[token].most});
+      int32_t segment = -1;
       for (const Handed& h : list) {
-        work_.entries.push_back(h.continues ? static_cast<int32_t>(uint32_t(h.row) | 0x80000000u) : h.row);
+        const bool continues = h.unit / kSegmentUnits == segment;
+        segment = h.unit / kSegmentUnits;
+        work_.entries.push_back(
+            {continues ? static_cast<int32_t>(uint32_t(h.row) | 0x80000000u) : h.row, h.unit * kUnit});
       }
     }
   }
@@ -346,6 +370,7 @@ class Planner {
   std::vector<int32_t> order_;   // sequences by their tables
   std::vector<int32_t> common_;  // whole units that order_[i] and order_[i + 1] begin with
   std::vector<Run> runs_;
+  std::vector<KeyLimits> limits_;  // [sequence], should its rows be cut
   std::vector<Part> parts_;
   int64_t head_partials_ = 0;
   TreeWork work_;

@@ -16,28 +16,32 @@
 #include <vector>
 
 #include "attention/cuda/steps/params.h"
+#include "tessera/paged.h"
 
 namespace tessera::attention::cuda::steps {
 
 struct TreeSequence {
   const int32_t* blocks = nullptr;  // host memory; only those that hold `keys` are read
   int64_t keys = 0;                 // the step's own included
+  int64_t first = 0;  // what lies before it is outside the window, now and as the sequence grows
 };
 
-enum class TreeSharing : uint8_t {
-  when_it_pays,  // by the cost model
-  always,        // whatever can be
-  never,         // every sequence walks its own table
-};
+using attention::TreeSharing;
 
-// Performance only: the bits are the same.
+// Performance only (but for reserve): the bits are the same.
 struct TreePlanOptions {
   TreeSharing sharing = TreeSharing::when_it_pays;
-  int blocks = 132;             // of the grid
-  int shared_units = 0;         // most units of a shared piece; 0: chosen by the cost model
-  int most_rows = 0;            // of a piece; 0: as many as the kernel takes
-  int64_t reserve = 0;          // tokens by which every sequence may grow under this plan
-  bool for_any_device = false;  // sm_80's kernels on sm_90 too
+  int blocks = 132;              // of the grid
+  int shared_units = 0;          // most units of a shared piece; 0: chosen by the cost model
+  int most_rows = 0;             // of a piece; 0: as many as the kernel takes
+  int64_t reserve = 0;           // tokens by which every sequence may grow under this plan
+  int64_t capacity = INT32_MAX;  // of a table: none grows beyond it
+  bool for_any_device = false;   // sm_80's kernels on sm_90 too
+};
+
+// Keys that a sequence may have for the plan to hold.
+struct KeyLimits {
+  int32_t least = 0, most = INT32_MAX;
 };
 
 struct TreeReads {       // tiles of one kv head
@@ -52,8 +56,9 @@ struct TreeWork {
   std::vector<int32_t> piece_first;     // [blocks + 1]
   std::vector<int32_t> tokens;          // rows of pieces: token ids
   std::vector<TokenPartials> partials;  // [token][kv_head]
-  std::vector<int32_t> entries;
+  std::vector<PartialEntry> entries;
   int64_t partial_rows = 0;
+  std::vector<KeyLimits> limits;  // [sequence]
   TreeReads reads;
   std::string explanation;
 };

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "attention/cuda/steps/params.h"
+#include "attention/cuda/steps/schedule.cuh"
 #include "attention/cuda/steps/state.cuh"
 #include "attention/cuda/steps/tile.cuh"
 #include "attention/cuda/steps/unit.cuh"
@@ -50,21 +51,38 @@ struct UnitRows {
     }
   }
 
-  // No row of the unit sees a key before it. Of pieces of one sequence: not of listed ones.
+  // No row of the unit sees a key before it. By a whole warp.
   __device__ __forceinline__ int32_t least_key(const UnitEntry& e) const {
-    int32_t least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + e.sequence) : 0;
-    if (p.features.window_left >= 0) least = max(least, e.end_key - p.tokens - p.features.window_left);
-    return least;
+    if constexpr (!kListed) {  // by itself: in one with what follows it takes registers that spill
+      int32_t least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + e.sequence) : 0;
+      if (p.features.window_left >= 0) least = max(least, e.end_key - p.tokens - p.features.window_left);
+      return least;
+    }
+    const auto least_of = [&](int sequence, int keys) {
+      int32_t least = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + sequence) : 0;
+      if (p.features.window_left >= 0) least = max(least, keys - p.tokens - p.features.window_left);
+      return least;
+    };
+    const int first = p.by_group.quotient(e.first_row), last = p.by_group.quotient(e.first_row + e.rows - 1);
+    int32_t least = INT32_MAX;
+    for (int i = first + lane; i <= last; i += 32) {
+      const int batch = p.by_tokens.quotient(__ldg(p.token_list + e.first_token + i));
+      least = min(least, least_of(batch, extent_of<false>(p, batch).keys));
+    }
+    return __reduce_min_sync(~0u, least);
   }
+  // By a whole warp.
   __device__ __forceinline__ RowView view_of(const UnitEntry& e, int row_group) const {
     RowView view;
-    view.least = least_key(e);
+    if constexpr (!kListed) view.least = least_key(e);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int row = min(row_group * 8 + 2 * (lane % 4) + c, e.rows - 1);
       const int token = token_of(e, row);
       const int batch = p.by_tokens.quotient(token);
-      const int position = e.end_key - p.tokens + (token - batch * p.tokens);
+      // Listed pieces end where they are cut, and their rows are of several sequences.
+      const int keys = kListed ? extent_of<false>(p, batch).keys : e.end_key;
+      const int position = keys - p.tokens + (token - batch * p.tokens);
       int first = p.features.leftpad != nullptr ? __ldg(p.features.leftpad + batch) : 0;
       int end = e.end_key;
       if (p.features.causal != 0) end = min(end, position + 1);
@@ -79,6 +97,8 @@ struct UnitRows {
               : __ldg(p.features.alibi_slopes + batch * p.features.alibi_batch_stride + head_of(e, row)) *
                     1.44269504088896341f;
     }
+    // Of listed pieces the warp's rows are enough, and at hand.
+    if constexpr (kListed) view.least = __reduce_min_sync(~0u, min(view.first[0], view.first[1]));
     return view;
   }
 

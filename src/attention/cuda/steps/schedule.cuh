@@ -206,6 +206,7 @@ struct LengthPieces {
 
 // Pieces of the host's list, fetched 32 at a time. The first may be fetched before the kernels ahead have
 // ended: begin() comes behind them.
+template <bool kFeatures>
 struct ListedPieces {
   const DecodeParams& p;
   Piece* fetched;  // [32] in shared memory
@@ -231,14 +232,16 @@ struct ListedPieces {
     find_ends();
   }
   __device__ __forceinline__ bool next(Piece& piece) {
-    if (at >= end) return false;
-    if (at >= end_fetched) {
-      __syncwarp();
-      fetch();
-      find_ends();
+    while (at < end) {
+      if (at >= end_fetched) {
+        __syncwarp();
+        fetch();
+        find_ends();
+      }
+      piece = fetched[at++ - first_fetched];
+      if (piece.first_unit < piece.end_unit) return true;
     }
-    piece = fetched[at++ - first_fetched];
-    return true;
+    return false;
   }
 
  private:
@@ -249,11 +252,21 @@ struct ListedPieces {
     first_fetched = at;
     end_fetched = min(end, at + 32);
   }
-  // The end of a sequence is where it is by now.
+  // The end of a sequence is where it is by now; whole rows begin and end where their keys do.
   __device__ __forceinline__ void find_ends() {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (at + lane < end && fetched[lane].end_key < 0)
-      fetched[lane].end_key = extent_of<false>(p, fetched[lane].sequence).keys;
+    __syncwarp();
+    if (at + lane < end && fetched[lane].end_key < 0) {
+      Piece& mine = fetched[lane];
+      const Extent e = extent_of<kFeatures>(p, mine.sequence);
+      mine.end_key = e.keys;
+      if (mine.partial < 0) {
+        mine.first_unit = e.first_unit;
+        mine.end_unit = e.first_unit + e.units;
+      } else {
+        mine.end_unit = min(mine.end_unit, (e.keys + kUnit - 1) / kUnit);
+      }
+    }
     __syncwarp();
   }
 };

@@ -18,8 +18,9 @@ size_t padded_bytes(const std::vector<T>& values) {
 }
 
 DecodeKernel kernel_for(bool on_hopper, const AttentionProblem& problem) {
-  return on_hopper ? sm90::tree_kernel_for(problem.dtype, problem.head_dim)
-                   : sm80::step_kernel_for(problem.dtype, problem.head_dim, true, false);
+  const bool features = has_features(problem);
+  return on_hopper ? sm90::tree_kernel_for(problem.dtype, problem.head_dim, features)
+                   : sm80::step_kernel_for(problem.dtype, problem.head_dim, true, features);
 }
 
 }  // namespace
@@ -42,10 +43,27 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
   const int most_rows = kernel_for(plan.on_hopper_, problem).most_rows;
   options.most_rows = options.most_rows > 0 ? std::min(options.most_rows, most_rows) : most_rows;
   options.blocks = std::min(launch.device.multiprocessors, kMostBlocks);
-  if (has_features(plan.problem_) || group > std::min(options.most_rows, 8 * kMostRowGroups))
-    options.sharing = TreeSharing::never;
+  std::string why;
+  if (group > std::min(options.most_rows, 8 * kMostRowGroups)) {
+    why = format("not shared: {} query heads a kv head are more rows than a piece's {}\n", group,
+                 std::min(options.most_rows, 8 * kMostRowGroups));
+  }
+  // Were every row cut at every unit.
+  int64_t partial_rows = 0;
+  for (const TreeSequence& s : sequences) {
+    const int64_t keys = std::min(s.keys + options.reserve, std::max(s.keys, options.capacity));
+    partial_rows += (keys / kUnit + 1) * problem.heads;
+  }
+  const int64_t bytes_at_most = partial_bytes(partial_rows, kernel_dim(problem.head_dim));
+  if (bytes_at_most > kMostPartialBytes) {
+    why =
+        format("not shared: partial states of all keys (with reserve={}) could take {} bytes, more than {}\n",
+               options.reserve, bytes_at_most, kMostPartialBytes);
+  }
+  if (!why.empty()) options.sharing = TreeSharing::never;
   plan.options_ = options;
   plan.work_ = plan_tree(sequences, problem.kv_heads, group, block_size, options);
+  plan.work_.explanation += why;
   if (!plan.work_.shares) return plan;
   const TreeWork& w = plan.work_;
   std::vector<char> bytes(padded_bytes(w.pieces) + padded_bytes(w.tokens) + padded_bytes(w.partials) +
@@ -60,10 +78,10 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
   add(w.partials);
   add(w.entries);
   TESSERA_ASSIGN_OR_RETURN(plan.memory_,
-                           tessera::cuda::DeviceBuffer::create(bytes.size(), "the tree's plan"));
+                           tessera::cuda::DevicePool::take(launch.pool, bytes.size(), "the tree's plan"));
+  // Pageable memory has been staged when this returns: `bytes` may go.
   TESSERA_RETURN_IF_ERROR(
-      tessera::cuda::copy(plan.memory_.data(), bytes.data(), bytes.size(), launch.stream));
-  TESSERA_RETURN_IF_ERROR(launch.stream.synchronize());  // `bytes` goes
+      tessera::cuda::copy(plan.memory_->data(), bytes.data(), bytes.size(), launch.stream));
   return plan;
 }
 
@@ -79,7 +97,7 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
                                      : sm80::set_cache(problem_, cache, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
   TESSERA_RETURN_IF_ERROR(append_rows(launch, problem_, cache, append, tensors, p));
-  const char* at = memory_.as<char>();
+  const char* at = memory_->as<char>();
   const auto next = [&]<typename T>(const std::vector<T>& values) {
     const T* here = reinterpret_cast<const T*>(at);
     at += padded_bytes(values);
@@ -91,13 +109,14 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   CombineParams c{};
   c.tokens = next(work_.partials);
   c.entries = next(work_.entries);
-  TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, problem_.head_dim, p));
+  TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, kernel_dim(problem_.head_dim), p));
+  const bool features = has_features(problem_);
   const DecodeKernel kernel = kernel_for(on_hopper_, problem_);
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, options_.blocks, kernel.threads,
                                         kernel.shared_bytes, true, &p, "tree"));
   c.decode = p;
   return launch_combine(launch,
-                        combine_kernel_for(problem_.dtype, kernel_dim(problem_.head_dim), true, false), c);
+                        combine_kernel_for(problem_.dtype, kernel_dim(problem_.head_dim), true, features), c);
 }
 
 }  // namespace tessera::attention::cuda::steps

@@ -39,6 +39,11 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
 
 DecodeKernel step_kernel_for(DType dtype, int head_dim, bool listed, bool features) {
   const int dim = kernel_dim(head_dim);
+  if (listed && features) {
+    return dim == 64    ? listed_features_64(dtype)
+           : dim == 128 ? listed_features_128(dtype)
+                        : listed_features_256(dtype);
+  }
   return dim == 64    ? step_kernel_64(dtype, listed, features)
          : dim == 128 ? step_kernel_128(dtype, listed, features)
                       : step_kernel_256(dtype, listed, features);

@@ -472,7 +472,7 @@ __global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
       }
     };
     if constexpr (kListed) {
-      plan_all(ListedPieces(p, shared.listed, static_cast<int>(blockIdx.x)));
+      plan_all(ListedPieces<kFeatures>(p, shared.listed, static_cast<int>(blockIdx.x)));
     } else {
       plan_all(LengthPieces<kFeatures>(p, static_cast<int>(blockIdx.x)));
     }

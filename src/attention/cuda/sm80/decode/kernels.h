@@ -7,11 +7,15 @@ namespace tessera::attention::cuda::sm80 {
 
 using namespace steps;  // what step kernels of all architectures share
 
-// listed: walks a host's list of pieces (without features), else what lengths say.
+// listed: walks a host's list of pieces, else what lengths say.
 DecodeKernel step_kernel_for(DType dtype, int head_dim, bool listed, bool features);
 
+// Not listed with features: those are listed_features_DIM().
 DecodeKernel step_kernel_64(DType dtype, bool listed, bool features);
 DecodeKernel step_kernel_128(DType dtype, bool listed, bool features);
 DecodeKernel step_kernel_256(DType dtype, bool listed, bool features);
+DecodeKernel listed_features_64(DType dtype);
+DecodeKernel listed_features_128(DType dtype);
+DecodeKernel listed_features_256(DType dtype);
 
 }  // namespace tessera::attention::cuda::sm80

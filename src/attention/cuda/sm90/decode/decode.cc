@@ -68,8 +68,12 @@ DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool fea
                       : decode_kernel_256(dtype, rows, features, small_boxes);
 }
 
-DecodeKernel tree_kernel_for(DType dtype, int head_dim) {
+DecodeKernel tree_kernel_for(DType dtype, int head_dim, bool features) {
   const int dim = kernel_dim(head_dim);
+  if (features)
+    return dim == 64    ? tree_features_64(dtype)
+           : dim == 128 ? tree_features_128(dtype)
+                        : tree_features_256(dtype);
   return dim == 64 ? tree_kernel_64(dtype) : dim == 128 ? tree_kernel_128(dtype) : tree_kernel_256(dtype);
 }
 

@@ -378,7 +378,7 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     if (warp > kConsumers) return;
     Producer<kDim, kGroups, kWide, kFeatures> producer{p, shared, lane, 0, policy_evict_first()};
     if constexpr (kListed) {
-      ListedPieces pieces(p, shared.listed, static_cast<int>(blockIdx.x));
+      ListedPieces<kFeatures> pieces(p, shared.listed, static_cast<int>(blockIdx.x));
       dependency_wait();
       dependency_launch();
       pieces.begin();

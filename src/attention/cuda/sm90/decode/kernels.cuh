@@ -32,16 +32,18 @@ DecodeKernel lengths_kernel(int64_t rows, bool features, bool small_boxes) {
   return lengths_kernel<T, kDim, 1>(features, small_boxes);
 }
 
-// head_dim 256 has no registers for warpgroups of 64 rows.
-template <typename T, int kDim>
+// head_dim 256 has no registers for warpgroups of 64 rows, and warpgroups have no features: there the rows of
+// a piece are the warps'.
+template <typename T, int kDim, bool kFeatures>
 DecodeKernel listed_kernel() {
-  constexpr bool kWide = kDim <= 128;
-  constexpr int kGroups = kWide ? kMostRowGroups : 1;
+  constexpr bool kWide = kDim <= 128 && !kFeatures;
+  constexpr int kGroups = kDim <= 128 ? kMostRowGroups : 1;
   DecodeKernel found;
-  found.kernel = reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, true, false, kWide, false>);
+  found.kernel =
+      reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, true, kFeatures, kWide, false>);
   found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups>));
   found.threads = kWide ? kWideThreads : kDecodeThreads;
-  found.most_rows = kWide ? 2 * kWideRows : 8;
+  found.most_rows = kWide ? 2 * kWideRows : 8 * kGroups;
   return found;
 }
 

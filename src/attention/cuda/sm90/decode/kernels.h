@@ -12,7 +12,7 @@ using namespace steps;  // what step kernels of all architectures share
 // come in boxes of 16 whole rows.
 DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features, bool small_boxes);
 // The one that walks listed pieces.
-DecodeKernel tree_kernel_for(DType dtype, int head_dim);
+DecodeKernel tree_kernel_for(DType dtype, int head_dim, bool features);
 
 DecodeKernel decode_kernel_64(DType dtype, int64_t rows, bool features, bool small_boxes);
 DecodeKernel decode_kernel_128(DType dtype, int64_t rows, bool features, bool small_boxes);
@@ -20,5 +20,8 @@ DecodeKernel decode_kernel_256(DType dtype, int64_t rows, bool features, bool sm
 DecodeKernel tree_kernel_64(DType dtype);
 DecodeKernel tree_kernel_128(DType dtype);
 DecodeKernel tree_kernel_256(DType dtype);
+DecodeKernel tree_features_64(DType dtype);
+DecodeKernel tree_features_128(DType dtype);
+DecodeKernel tree_features_256(DType dtype);
 
 }  // namespace tessera::attention::cuda::sm90

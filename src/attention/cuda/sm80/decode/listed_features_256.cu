@@ -1,0 +1,11 @@
+// Step kernels of head_dim up to 256 that walk a list, with windows, soft caps, ALiBi and left padding.
+#include "attention/cuda/sm80/decode/kernels.cuh"
+
+namespace tessera::attention::cuda::sm80 {
+
+DecodeKernel listed_features_256(DType dtype) {
+  return dtype == DType::f16 ? step_kernel_of<__half, 256, true, true>()
+                             : step_kernel_of<__nv_bfloat16, 256, true, true>();
+}
+
+}  // namespace tessera::attention::cuda::sm80
