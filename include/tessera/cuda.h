@@ -1,8 +1,9 @@
 // CudaContext: an NVIDIA GPU and a stream of it, for the library's functions on device memory.
 //
-// Given a CudaContext, forward(), backward(), attend_cache(), rope_forward(), rope_backward() and
-// merge_states() take tensors in that device's memory, and so are the arrays of the problem and of the cache:
-// cu_seqlens, seqused_k, leftpad_k, alibi_slopes, masks, ancestors, block tables, lengths, rotary tables.
+// Given a CudaContext, forward(), backward(), attend_cache(), CacheTreePlan, rope_forward(), rope_backward()
+// and merge_states() take tensors in that device's memory, and so are the arrays of the problem and of the
+// cache: cu_seqlens, seqused_k, leftpad_k, alibi_slopes, masks, ancestors, block tables, lengths, rotary
+// tables.
 // Rules 1 to 8 of tessera/attention.h hold. Functions without CUDA kernels return `unsupported`. What differs
 // from the CPU:
 //  1. A call enqueues its work on the stream and returns; results are there when the stream has come so far.

@@ -23,29 +23,6 @@ Status refuse_in(const char* field, int64_t batch, int64_t value, const std::str
   return invalid_argument(format("{}={} of batch {} must be {}", field, value, batch, limit), field);
 }
 
-Status check_problem(const AttentionProblem& p) {
-  if (p.mask.tensor.kind != MaskKind::none)
-    return unsupported("mask: a mask tensor over a cache is not supported; use causal, windows or leftpad",
-                       "mask");
-  if (p.mask.ancestors.tree_keys != 0)
-    return unsupported("mask: ancestors over a cache are not supported", "mask");
-  if (p.dropout.p != 0)
-    return unsupported(format("dropout={} over a cache must be 0", p.dropout.p), "dropout");
-  if (p.cu_seqlens_k != nullptr)
-    return invalid_argument("cu_seqlens_k must be null: the cache's seqlens say how many keys there are",
-                            "cu_seqlens_k");
-  if (p.seqused_k != nullptr)
-    return invalid_argument("seqused_k must be null: give the cache's seqlens", "seqused_k");
-  // What concerns keys in tensors is the cache's business here.
-  AttentionProblem plain = p;
-  plain.leftpad_k = nullptr;
-  plain.cu_seqlens_q = nullptr;
-  plain.alibi_batch_stride = 0;
-  plain.seqlen_k = 0;
-  if (p.dtype == DType::f16) plain.dtype = DType::f32;
-  return validate(plain);
-}
-
 Status check_cache(const CacheView& c) {
   if (c.struct_size != sizeof(CacheView))
     return refuse("struct_size", c.struct_size, "sizeof(CacheView) of this build");
@@ -72,9 +49,32 @@ Status check_tensor(const void* data, const char* field, int64_t rows) {
 
 }  // namespace
 
+Status check_view_problem(const AttentionProblem& p) {
+  if (p.mask.tensor.kind != MaskKind::none)
+    return unsupported("mask: a mask tensor over a cache is not supported; use causal, windows or leftpad",
+                       "mask");
+  if (p.mask.ancestors.tree_keys != 0)
+    return unsupported("mask: ancestors over a cache are not supported", "mask");
+  if (p.dropout.p != 0)
+    return unsupported(format("dropout={} over a cache must be 0", p.dropout.p), "dropout");
+  if (p.cu_seqlens_k != nullptr)
+    return invalid_argument("cu_seqlens_k must be null: the cache's seqlens say how many keys there are",
+                            "cu_seqlens_k");
+  if (p.seqused_k != nullptr)
+    return invalid_argument("seqused_k must be null: give the cache's seqlens", "seqused_k");
+  // What concerns keys in tensors is the cache's business here.
+  AttentionProblem plain = p;
+  plain.leftpad_k = nullptr;
+  plain.cu_seqlens_q = nullptr;
+  plain.alibi_batch_stride = 0;
+  plain.seqlen_k = 0;
+  if (p.dtype == DType::f16) plain.dtype = DType::f32;
+  return validate(plain);
+}
+
 Result<CheckedView> CheckedView::create(const AttentionProblem& problem, const CacheView& cache,
                                         const CacheAppend& append, const CacheTensors& tensors) {
-  TESSERA_RETURN_IF_ERROR(check_problem(problem));
+  TESSERA_RETURN_IF_ERROR(check_view_problem(problem));
   TESSERA_RETURN_IF_ERROR(check_cache(cache));
   if (append.seqlen < 0 || append.seqlen > kMost)
     return refuse("append.seqlen", append.seqlen, "from 0 to 2^30");

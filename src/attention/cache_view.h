@@ -16,6 +16,9 @@ struct ViewSequence {
   int64_t leftpad;
 };
 
+// What attend_cache can do of a problem, whatever the cache.
+Status check_view_problem(const AttentionProblem& problem);
+
 class CheckedView {
  public:
   // Everything that attend_cache promises to check. The structs must outlive it.

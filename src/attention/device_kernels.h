@@ -2,6 +2,7 @@
 // library tessera::cuda implements it, so that this layer builds and runs without CUDA.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "core/context.h"
@@ -12,6 +13,18 @@
 
 namespace tessera::attention {
 
+// A CacheTreePlan's half that a device knows. Immutable.
+class DeviceTreePlan {
+ public:
+  virtual ~DeviceTreePlan() = default;
+  struct Limits {
+    int64_t least, most;
+  };
+  virtual Limits limits(int64_t sequence) const = 0;  // of keys, those of the call included
+  virtual CacheReads reads() const = 0;
+  virtual std::string explain() const = 0;
+};
+
 // The same contracts as the functions of the same names, over device memory (tessera/cuda.h).
 class DeviceKernels {
  public:
@@ -20,6 +33,15 @@ class DeviceKernels {
   virtual Status backward(const AttentionProblem& problem, const BackwardTensors& tensors) = 0;
   virtual Status attend_cache(const AttentionProblem& problem, const CacheView& cache,
                               const CacheAppend& append, const CacheTensors& tensors) = 0;
+  // ok for null and for what the host may read; else invalid_argument naming `field`.
+  virtual Status check_host_memory(const char* field, const void* pointer) const = 0;
+  // CacheTreePlan's create() and attend(). REQUIRES of the first: check_tables() passed; of the second: a
+  // plan of plan_tree() and the tables and options that it was made with.
+  virtual Result<std::unique_ptr<DeviceTreePlan>> plan_tree(const AttentionProblem& problem,
+                                                            const CacheTables& tables,
+                                                            const CacheTreeOptions& options) = 0;
+  virtual Status attend_tree(const DeviceTreePlan& plan, const CacheView& cache, const CacheAppend& append,
+                             const CacheTensors& tensors) = 0;
   virtual Status rope(const RopeProblem& problem, const Strided<const void*>& x, const Strided<void*>& out,
                       bool backward) = 0;
   virtual Status merge_states(const MergeProblem& problem, std::span<const AttentionPart> parts,

@@ -7,12 +7,23 @@
 #include "core/thread_pool.h"
 #include "tessera/cuda.h"
 #include "tessera/merge.h"
+#include "tessera/paged.h"
 #include "tessera/rope.h"
 
 namespace tessera {
 namespace {
 
 using attention::AttentionProblem;
+
+// Two sequences of 300 and 400 keys that share 256; the second may have 512.
+class NotedPlan : public attention::DeviceTreePlan {
+ public:
+  Limits limits(int64_t sequence) const override {
+    return sequence == 0 ? Limits{256, 512} : Limits{256, 900};
+  }
+  attention::CacheReads reads() const override { return {9, 4, 13}; }
+  std::string explain() const override { return "noted"; }
+};
 
 // Notes what was asked of it.
 class NotingKernels : public attention::DeviceKernels {
@@ -26,6 +37,17 @@ class NotingKernels : public attention::DeviceKernels {
   Status attend_cache(const AttentionProblem& problem, const attention::CacheView&,
                       const attention::CacheAppend&, const attention::CacheTensors&) override {
     return note("attend_cache", problem);
+  }
+  Status check_host_memory(const char*, const void*) const override { return {}; }
+  Result<std::unique_ptr<attention::DeviceTreePlan>> plan_tree(const AttentionProblem& problem,
+                                                               const attention::CacheTables&,
+                                                               const attention::CacheTreeOptions&) override {
+    (void)note("plan_tree", problem);
+    return std::unique_ptr<attention::DeviceTreePlan>(new NotedPlan);
+  }
+  Status attend_tree(const attention::DeviceTreePlan&, const attention::CacheView&,
+                     const attention::CacheAppend&, const attention::CacheTensors&) override {
+    return note("attend_tree", {});
   }
   Status rope(const attention::RopeProblem&, const attention::Strided<const void*>&,
               const attention::Strided<void*>&, bool backward) override {
@@ -69,6 +91,62 @@ TEST_F(DeviceContext, HandsAttentionToTheDevicesKernels) {
   EXPECT_TRUE(attention::merge_states(context_, {}, {}, {}, {}).ok());
   EXPECT_EQ(kernels_.last, "merge_states0");
   EXPECT_EQ(attention::explain(context_, problem, attention::Pass::forward), "noted");
+}
+
+TEST_F(DeviceContext, APlanOfATreeIsTheDevicesAndItsLengthsAreChecked) {
+  const std::vector<int32_t> table(16, 0), lengths = {300, 400};
+  AttentionProblem problem;
+  problem.batch = 2;
+  problem.seqlen_q = 1;
+  attention::CacheTables tables;
+  tables.num_blocks = 1;
+  tables.block_size = 100;
+  tables.block_table = table.data();
+  tables.max_blocks = 8;
+  tables.seqlens = lengths.data();
+  tables.appended = 1;
+  auto plan = attention::CacheTreePlan::create(context_, problem, tables);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(kernels_.last, "plan_tree1");
+  EXPECT_EQ(plan->reads().shared_tiles, 4u);
+  EXPECT_EQ(plan->explain(), "noted");
+  const std::vector<int32_t> first = {255, 255}, last = {511, 799}, below = {254, 300}, above = {511, 800};
+  EXPECT_TRUE(plan->covers(first).ok());
+  EXPECT_TRUE(plan->covers(last).ok());
+  EXPECT_EQ(plan->covers(below).message(),
+            "cache_seqlens=254 of sequence 0 must be from 255 to 511 under this plan; make a new one");
+  EXPECT_EQ(plan->covers(above).message(),  // its table's end comes before the plan's
+            "cache_seqlens=800 of sequence 1 must be from 255 to 799 under this plan; make a new one");
+
+  attention::CacheView cache;
+  cache.num_blocks = 1;
+  cache.block_size = 100;
+  cache.block_table = table.data();
+  cache.max_blocks = 8;
+  cache.seqlens = lengths.data();  // a device's: not looked at
+  const attention::CacheAppend append{.seqlen = 1};
+  EXPECT_TRUE(plan->attend(context_, cache, append, {}).ok());
+  EXPECT_EQ(kernels_.last, "attend_tree0");
+  const auto refused = [&](const char* field) {
+    const Status status = plan->attend(context_, cache, append, {});
+    EXPECT_EQ(status.code(), StatusCode::invalid_argument) << field;
+    EXPECT_EQ(status.field(), field) << status.message();
+  };
+  cache.seqlens = nullptr;
+  cache.seqlen = 512;
+  refused("cache_seqlens");
+  cache.seqlen = 300;
+  cache.max_blocks = 9;
+  refused("max_blocks");
+  cache.max_blocks = 8;
+  cache.block_table = nullptr;
+  refused("block_table");
+  EXPECT_EQ(plan->attend(context_, cache, {}, {}).field(), "block_table");
+  cache.block_table = table.data();
+  EXPECT_EQ(plan->attend(context_, cache, {}, {}).message(), "append.seqlen=0 must be the plan's, 1");
+  ThreadPool pool({.threads = 1});
+  Context cpu(pool);
+  EXPECT_EQ(plan->attend(cpu, cache, append, {}).field(), "context");
 }
 
 TEST_F(DeviceContext, RefusesASlowScheduleThatItDoesNotHave) {

@@ -8,6 +8,7 @@
 #include "attention/cuda/sm80/prefill/forward.h"
 #include "attention/cuda/sm90/decode/decode.h"
 #include "attention/cuda/sm90/prefill/launch.h"
+#include "attention/cuda/tree/tree.h"
 #include "attention/merge.h"
 #include "attention/rope.h"
 #include "attention/sequences.h"
@@ -305,17 +306,14 @@ Status check_cache(const AttentionProblem& p, const CacheView& c, const CacheApp
                      static_cast<uintptr_t>(info(append.rotary->dtype).block_bytes));
 }
 
-}  // namespace
-
-Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheView& cache,
-                                 const CacheAppend& append, const CacheTensors& t) {
-  const DeviceGuard guard(launch_.device.ordinal);
-  TESSERA_RETURN_IF_ERROR(guard.status());
+// Everything that a call over a cache can get wrong without a look into device memory.
+Status check_cache_call(const Launch& launch, const AttentionProblem& problem, const CacheView& cache,
+                        const CacheAppend& append, const CacheTensors& t) {
   TESSERA_RETURN_IF_ERROR(check_cache(problem, cache, append));
   AttentionProblem plain = problem;  // cu_seqlens_q may come alone here
   plain.cu_seqlens_q = nullptr;
   plain.total_q = plain.total_k = plain.seqlen_k = 0;
-  TESSERA_RETURN_IF_ERROR(check_problem(launch_, plain));
+  TESSERA_RETURN_IF_ERROR(check_problem(launch, plain));
   const bool packed = problem.cu_seqlens_q != nullptr;
   const int64_t batches = packed ? 1 : problem.batch, rows = packed ? problem.total_q : problem.seqlen_q;
   if (packed && rows == 0 && problem.seqlen_q > 0 && problem.batch > 0) {
@@ -325,7 +323,7 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
   const auto check = [&](const char* field, const auto& tensor, int64_t of_batches, int64_t of_rows,
                          int heads, int dim) -> Status {
     TESSERA_RETURN_IF_ERROR(check_tensor(field, tensor, of_batches, of_rows, heads, dim, problem.dtype));
-    return of_batches * of_rows == 0 ? Status() : check_places(launch_, {{field, tensor.data}});
+    return of_batches * of_rows == 0 ? Status() : check_places(launch, {{field, tensor.data}});
   };
   TESSERA_RETURN_IF_ERROR(check("q", t.q, batches, rows, problem.heads, problem.head_dim));
   TESSERA_RETURN_IF_ERROR(check("o", t.o, batches, rows, problem.heads, problem.v_head_dim));
@@ -343,11 +341,95 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
                                               {"cache_seqlens", cache.seqlens},
                                               {"cache_batch_idx", cache.cache_batch_idx}};
   TESSERA_RETURN_IF_ERROR(check_words(words));
-  TESSERA_RETURN_IF_ERROR(check_places(launch_, words));
-  if (append.rotary != nullptr) {
-    TESSERA_RETURN_IF_ERROR(
-        check_places(launch_, {{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}}));
+  TESSERA_RETURN_IF_ERROR(check_places(launch, words));
+  if (append.rotary == nullptr) return {};
+  return check_places(launch, {{"rotary_cos", append.rotary->cos}, {"rotary_sin", append.rotary->sin}});
+}
+
+// A plan and the device that it is for.
+class CudaTreePlan : public DeviceTreePlan {
+ public:
+  CudaTreePlan(steps::TreePlan plan_in, int device_in, int kv_heads)
+      : plan(std::move(plan_in)), device(device_in), kv_heads_(static_cast<uint64_t>(kv_heads)) {}
+  Limits limits(int64_t sequence) const override {
+    const steps::KeyLimits limits = plan.limits(sequence);
+    return {limits.least, limits.most};
   }
+  CacheReads reads() const override {
+    const steps::TreeReads reads = plan.reads();
+    const auto all = [&](int64_t tiles) { return static_cast<uint64_t>(tiles) * kv_heads_; };
+    return {all(reads.tiles), all(reads.shared), all(reads.unshared)};
+  }
+  std::string explain() const override { return plan.explain(); }
+  const steps::TreePlan plan;
+  const int device;
+
+ private:
+  const uint64_t kv_heads_;
+};
+
+}  // namespace
+
+Status CudaKernels::check_host_memory(const char* field, const void* pointer) const {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  return tessera::cuda::check_host_memory(field, pointer);
+}
+
+Result<std::unique_ptr<DeviceTreePlan>> CudaKernels::plan_tree(const AttentionProblem& problem,
+                                                               const CacheTables& tables,
+                                                               const CacheTreeOptions& options) {
+  const int device = launch_.device.ordinal;
+  const DeviceGuard guard(device);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  AttentionProblem plain = problem;  // what concerns keys in tensors is the cache's business
+  plain.total_q = plain.total_k = plain.seqlen_k = 0;
+  TESSERA_RETURN_IF_ERROR(check_problem(launch_, plain));
+  TESSERA_ASSIGN_OR_RETURN(const bool capturing, launch_.stream.capturing());
+  if (capturing) {
+    return invalid_argument(
+        "context: its stream is being captured into a graph; make the plan before, and keep it with the "
+        "graph",
+        "context");
+  }
+  const int64_t stride = tables.table_stride > 0 ? tables.table_stride : tables.max_blocks;
+  std::vector<steps::TreeSequence> sequences;
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    const int64_t keys = tables.seqlens[b] + tables.appended;
+    const int64_t window = problem.mask.window_left;
+    sequences.push_back(
+        {tables.block_table + b * stride, keys, window < 0 ? 0 : std::max<int64_t>(0, keys - 1 - window)});
+  }
+  steps::TreePlanOptions plan_options;
+  plan_options.sharing = options.sharing;
+  plan_options.reserve = options.reserve;
+  plan_options.capacity = tables.max_blocks * tables.block_size;
+  TESSERA_ASSIGN_OR_RETURN(steps::TreePlan plan, steps::TreePlan::create(launch_, problem, sequences,
+                                                                         tables.block_size, plan_options));
+  return std::unique_ptr<DeviceTreePlan>(new CudaTreePlan(std::move(plan), device, problem.kv_heads));
+}
+
+Status CudaKernels::attend_tree(const DeviceTreePlan& device_plan, const CacheView& cache,
+                                const CacheAppend& append, const CacheTensors& t) {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  const auto& made = static_cast<const CudaTreePlan&>(device_plan);
+  if (made.device != launch_.device.ordinal) {
+    return invalid_argument(format("context: the plan was made for CUDA device {} and this context is of {}",
+                                   made.device, launch_.device.ordinal),
+                            "context");
+  }
+  TESSERA_RETURN_IF_ERROR(check_cache_call(launch_, made.plan.problem(), cache, append, t));
+  return made.plan.attend(launch_, cache, append, t);
+}
+
+Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheView& cache,
+                                 const CacheAppend& append, const CacheTensors& t) {
+  const DeviceGuard guard(launch_.device.ordinal);
+  TESSERA_RETURN_IF_ERROR(guard.status());
+  TESSERA_RETURN_IF_ERROR(check_cache_call(launch_, problem, cache, append, t));
+  const bool packed = problem.cu_seqlens_q != nullptr;
+  const int64_t batches = packed ? 1 : problem.batch, rows = packed ? problem.total_q : problem.seqlen_q;
   if (batches * rows == 0 && append.seqlen == 0) return {};
   if (is_prompt(problem, append)) {
     const Status status = attend_prompt(launch_, problem, cache, t);

@@ -17,6 +17,12 @@ class CudaKernels : public DeviceKernels {
   Status backward(const AttentionProblem& problem, const BackwardTensors& tensors) override;
   Status attend_cache(const AttentionProblem& problem, const CacheView& cache, const CacheAppend& append,
                       const CacheTensors& tensors) override;
+  Status check_host_memory(const char* field, const void* pointer) const override;
+  Result<std::unique_ptr<DeviceTreePlan>> plan_tree(const AttentionProblem& problem,
+                                                    const CacheTables& tables,
+                                                    const CacheTreeOptions& options) override;
+  Status attend_tree(const DeviceTreePlan& plan, const CacheView& cache, const CacheAppend& append,
+                     const CacheTensors& tensors) override;
   Status rope(const RopeProblem& problem, const Strided<const void*>& x, const Strided<void*>& out,
               bool backward) override;
   Status merge_states(const MergeProblem& problem, std::span<const AttentionPart> parts,
