@@ -99,6 +99,7 @@ int64_t workspace_bytes();
 
 void bind_attention(nb::module_& module);
 void bind_cache(nb::module_& module);
+void bind_cache_tree(nb::module_& module);
 void bind_rope_and_merge(nb::module_& module);
 void bind_tree(nb::module_& module);
 

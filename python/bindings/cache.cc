@@ -1,25 +1,13 @@
 // Attention over the caller's cache: append, rotate, attend (tessera/paged.h).
-#include "bindings/options.h"
+#include "bindings/cache.h"
+
 #include "bindings/rope.h"
 #include "core/format.h"
-#include "tessera/paged.h"
 
 namespace tessera::python {
-namespace {
 
-// With k and v, k_cache and v_cache are written; without, k_read and v_read are read only. cos and sin may be
-// None.
-struct Cache {
-  AnyOut k_cache, v_cache;
-  AnyIn k_read, v_read;
-  AnyIn k, v;
-  AnyIn cos, sin;
-  std::string rotary_dtype;
-  bool interleaved = true;
-  AnyIn seqlens, batch_idx, block_table;
-};
-
-void attend_cache(AnyIn q, const Cache& cache, AnyOut o, AnyOut lse, const Options& options) {
+CacheCall::CacheCall(const AnyIn& q, const Cache& cache, const AnyOut& o, const AnyOut& lse,
+                     const Options& options) {
   expect_places(options);
   const std::pair<Array, const char*> arrays[] = {{q, "q"},
                                                   {cache.k_cache, "k_cache"},
@@ -50,7 +38,6 @@ void attend_cache(AnyIn q, const Cache& cache, AnyOut o, AnyOut lse, const Optio
     raise_value_error(
         format("k_cache has head_dim {}; it must be q's head_dim, {}", k_sizes.dim, q_sizes.dim));
   }
-  attention::AttentionProblem problem;
   problem.dtype = dtype;
   problem.heads = narrow(q_sizes.heads, "heads");
   problem.kv_heads = narrow(k_sizes.heads, "kv_heads");
@@ -63,7 +50,6 @@ void attend_cache(AnyIn q, const Cache& cache, AnyOut o, AnyOut lse, const Optio
   sizes_of(o, dtype, rank, "out");
   expect_sizes(o, {q_sizes.batch, q_sizes.rows, q_sizes.heads, v_sizes.dim}, "out");
 
-  attention::CacheView view;
   view.k = strided<void*>(k_cache);
   view.v = strided<void*>(v_cache);
   view.num_blocks = k_sizes.batch;
@@ -73,15 +59,13 @@ void attend_cache(AnyIn q, const Cache& cache, AnyOut o, AnyOut lse, const Optio
   if (const Array table(cache.block_table); table) {
     expect_dtype(table, DType::i32, "block_table");
     expect_shape(table, {problem.batch, -1}, "block_table");
-    if (table.strides[1] != 1 && table.shape[1] > 1)
+    if (table.strides[1] != 1 && table.shape[1] > 1 && table.elements() != 0)
       raise_value_error("block_table must be contiguous in its last dimension");
     view.block_table = static_cast<const int32_t*>(table.data);
     view.max_blocks = table.shape[1];
     view.table_stride = table.strides[0];
   }
 
-  attention::CacheAppend append;
-  attention::Rotary rotary;
   if (const Array k(cache.k), v(cache.v); appends) {
     const Sizes new_k = sizes_of(k, dtype, 4, "k");
     sizes_of(v, dtype, 4, "v");
@@ -96,15 +80,21 @@ void attend_cache(AnyIn q, const Cache& cache, AnyOut o, AnyOut lse, const Optio
     }
   }
 
-  attention::CacheTensors tensors;
   tensors.q = strided<const void*>(q);
   tensors.o = strided<void*>(o);
-  Lse stats(lse, problem, q_sizes);
-  tensors.lse = stats.data();
+  stats.emplace(lse, problem, q_sizes);
+  tensors.lse = stats->data();
+}
+
+namespace {
+
+void attend_cache(AnyIn q, const Cache& cache, AnyOut o, AnyOut lse, const Options& options) {
+  CacheCall call(q, cache, o, lse, options);
   run(options.place, [&](Context& context) {
-    zero_tail(o, problem.cu_seqlens_q, problem.batch);
-    const Status status = attention::attend_cache(context, problem, view, append, tensors);
-    stats.store();
+    zero_tail(o, call.problem.cu_seqlens_q, call.problem.batch);
+    const Status status =
+        attention::attend_cache(context, call.problem, call.view, call.append, call.tensors);
+    call.stats->store();
     return status;
   });
 }

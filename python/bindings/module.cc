@@ -10,6 +10,7 @@ NB_MODULE(_core, module) {
   module.def("workspace_bytes", &workspace_bytes);
   bind_attention(module);
   bind_cache(module);
+  bind_cache_tree(module);
   bind_rope_and_merge(module);
   bind_tree(module);
 }

@@ -10,6 +10,7 @@ import os as _os
 
 from . import _core
 from ._functional import manual_seed
+from .cache_tree import CacheTreePlan
 from .flash_attn import (
     flash_attn_func,
     flash_attn_kvpacked_func,
@@ -27,6 +28,7 @@ from .tree import PrefixTree, Sequence, Step, tree_attention
 
 __version__ = _core.__version__
 __all__ = [
+    "CacheTreePlan",
     "PrefixTree",
     "Sequence",
     "Step",

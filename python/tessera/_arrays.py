@@ -117,7 +117,7 @@ def empty(like: Any, shape: Sequence[int], dtype: Optional[str] = None) -> Any:
     return np.empty(tuple(shape), dtype=like.dtype if dtype is None else dtype)
 
 
-def to_int32(x: Any, name: str, shape: Tuple[int, ...], like: Any) -> Any:
+def to_int32(x: Any, name: str, shape: Tuple[int, ...], like: Any, like_name: str = "q") -> Any:
     """An array of integers as contiguous int32 of like's family; None stays None.
 
     TypeError: not integers. ValueError: another shape, another device, or values that int32 cannot hold.
@@ -125,7 +125,7 @@ def to_int32(x: Any, name: str, shape: Tuple[int, ...], like: Any) -> Any:
     if x is None:
         return None
     x = as_array(x, name, on_cuda(like))
-    same_place(x, name, like, "q")
+    same_place(x, name, like, like_name)
     kind = dtype_name(x)
     if kind not in ("int8", "int16", "int32", "int64", "uint8", "uint16"):
         raise TypeError(f"{name} has dtype {kind}; int32 is needed")

@@ -135,14 +135,14 @@ def batch_of(cu_seqlens: Any, name: str = "cu_seqlens_q") -> int:
     return int(cu_seqlens.shape[0]) - 1
 
 
-def alibi(slopes: Any, batch: int, heads: int, like: Any) -> Any:
+def alibi(slopes: Any, batch: int, heads: int, like: Any, like_name: str = "q") -> Any:
     """None, or float32 slopes of shape (heads,) or (batch, heads), contiguous and of like's family."""
     if slopes is None:
         return None
     slopes = as_array(slopes, "alibi_slopes", True)
     if is_tensor(slopes) != is_tensor(like):
-        raise TypeError(f"alibi_slopes is a {describe(slopes)} and q a {describe(like)}; they must be of one kind")
-    same_place(slopes, "alibi_slopes", like, "q")
+        raise TypeError(f"alibi_slopes is a {describe(slopes)} and {like_name} a {describe(like)}; they must be of one kind")
+    same_place(slopes, "alibi_slopes", like, like_name)
     if dtype_name(slopes) != "float32":
         raise TypeError(f"alibi_slopes has dtype {dtype_name(slopes)}; float32 is needed")
     if tuple(slopes.shape) not in ((heads,), (batch, heads)):

@@ -55,6 +55,28 @@ class Cache:
     def __init__(self) -> None: ...
 
 def attend_cache(q: Any, cache: Cache, out: Any, lse: Optional[Any], options: Options) -> None: ...
+
+class CacheTreePlan:
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        v_head_dim: int,
+        num_blocks: int,
+        block_size: int,
+        block_table: Any,
+        seqlens: Any,
+        appended: int,
+        reserve: int,
+        sharing: str,
+        options: Options,
+    ) -> None: ...
+    def attend(self, q: Any, cache: Cache, out: Any, lse: Optional[Any], options: Options) -> None: ...
+    def refusal(self, seqlens: Any) -> str: ...
+    def explain(self) -> str: ...
+    def reads(self) -> List[int]: ...
+
 def rotary(
     x: Any,
     out: Any,

@@ -13,15 +13,11 @@ Window = Tuple[int, int]
 _LAYOUT = "(batch, seqlen, heads, head_dim)"
 
 
-def attend_cache(
-    q: Any, k_cache: Any, v_cache: Any, k: Any, v: Any, cos: Any, sin: Any, seqlens: Any, batch_idx: Any,
-    block_table: Any, call: Call, interleaved: bool,
-) -> Tuple[Any, Any]:  # fmt: skip
-    """One call of the C++ kernels over checked arrays. call.cu_seqlens_k, if given, is where seqlens come from."""
-    if call.cu_seqlens_k is not None:
-        seqlens = call.cu_seqlens_k[1:] - call.cu_seqlens_k[:-1]
-        if not on_cuda(seqlens) and seqlens.shape[0] and int(seqlens.min()) < 0:
-            raise ValueError(f"cu_seqlens_k={call.cu_seqlens_k.tolist()} must not fall")
+def cache_of(
+    k_cache: Any, v_cache: Any, k: Any, v: Any, cos: Any, sin: Any, seqlens: Any, batch_idx: Any, block_table: Any,
+    interleaved: bool,
+) -> _core.Cache:  # fmt: skip
+    """Checked arrays as the C++ module takes them."""
     cache = _core.Cache()
     if k is None:
         cache.k_read, cache.v_read = raw(k_cache), raw(v_cache)
@@ -34,6 +30,19 @@ def attend_cache(
         cache.batch_idx = raw(batch_idx)
     if block_table is not None:
         cache.block_table = raw(block_table)
+    return cache
+
+
+def attend_cache(
+    q: Any, k_cache: Any, v_cache: Any, k: Any, v: Any, cos: Any, sin: Any, seqlens: Any, batch_idx: Any,
+    block_table: Any, call: Call, interleaved: bool,
+) -> Tuple[Any, Any]:  # fmt: skip
+    """One call of the C++ kernels over checked arrays. call.cu_seqlens_k, if given, is where seqlens come from."""
+    if call.cu_seqlens_k is not None:
+        seqlens = call.cu_seqlens_k[1:] - call.cu_seqlens_k[:-1]
+        if not on_cuda(seqlens) and seqlens.shape[0] and int(seqlens.min()) < 0:
+            raise ValueError(f"cu_seqlens_k={call.cu_seqlens_k.tolist()} must not fall")
+    cache = cache_of(k_cache, v_cache, k, v, cos, sin, seqlens, batch_idx, block_table, interleaved)
     out = empty(q, tuple(q.shape[:-1]) + (v_cache.shape[-1],))
     lse = empty(q, lse_shape(q, call.cu_seqlens_q is not None), "float32")
     _core.attend_cache(raw(q), cache, raw(out), raw(lse), options_of(call, q))

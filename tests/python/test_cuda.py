@@ -226,6 +226,111 @@ def test_parts_are_joined():
     assert worst(out, whole) <= 2e-2 and worst(joined, lse) <= 1e-4
 
 
+def shared_prefixes(batch=12, heads=8, kv_heads=2, dim=128, page=64, shared=1024, seed=1):
+    """Caches, a block table whose sequences begin with the same blocks, and lengths (host copies of both)."""
+    lengths = torch.tensor([shared + 100 + 37 * b for b in range(batch)], dtype=torch.int32)
+    pages, common = 2048 // page, shared // page
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randperm(batch * pages, generator=generator).to(torch.int32).reshape(batch, pages)
+    table[:, :common] = table[0, :common]
+    k_cache, v_cache = make((batch * pages, page, kv_heads, dim), (batch * pages, page, kv_heads, dim), seed=seed)
+    return heads, k_cache, v_cache, table, lengths
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window_size": (700, -1)},
+        {"softcap": 3.0},
+        {"alibi_slopes": [0.5**h for h in range(8)]},
+        {"cache_leftpad": [7 * b for b in range(12)]},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+@pytest.mark.parametrize("dim", [128, 96])
+def test_a_prefix_tree_gives_the_same_bits(dim, options):
+    heads, k_cache, v_cache, table, lengths = shared_prefixes(dim=dim)
+    kinds = {"alibi_slopes": torch.float32, "cache_leftpad": torch.int32}
+    options = {name: torch.tensor(x, dtype=kinds[name], device="cuda") if name in kinds else x for name, x in options.items()}
+    (q,) = make((12, 1, heads, dim), seed=2)
+    where = dict(cache_seqlens=lengths.cuda(), block_table=table.cuda(), return_softmax_lse=True)
+    want, want_lse = tessera.flash_attn_with_kvcache(q, k_cache, v_cache, **where, **options)
+    for share in (True, False, "always"):
+        plan = tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths, share=share, **options)
+        out, lse = plan.attend(q, k_cache, v_cache, **where)
+        assert torch.equal(out, want) and torch.equal(lse, want_lse), (share, plan.explain())
+        reads = plan.reads()
+        assert reads["tiles"] <= reads["unshared"] and (share != "always" or reads["shared_tiles"] > 0), plan.explain()
+    alone = [x[table[0].cuda().long()].reshape(-1, 2, dim)[None, : lengths[0]] for x in (k_cache, v_cache)]
+    if not options:
+        assert worst(want[:1], plain(q[:1], *alone)) <= 2e-2
+
+
+def test_a_prefix_tree_appends_and_rotates():
+    heads, k_cache, v_cache, table, lengths = shared_prefixes()
+    q, k, v = make((12, 1, heads, 128), (12, 1, 2, 128), (12, 1, 2, 128), seed=3)
+    angles = torch.arange(2048)[:, None] * 0.1 ** torch.linspace(0, 2, 64)[None]
+    tables = dict(rotary_cos=angles.cos().cuda(), rotary_sin=angles.sin().cuda(), rotary_interleaved=False)
+    where = dict(cache_seqlens=lengths.cuda(), block_table=table.cuda())
+    caches = [(k_cache.clone(), v_cache.clone()) for _ in range(2)]
+    want = tessera.flash_attn_with_kvcache(q, *caches[0], k, v, **tables, **where)
+    plan = tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths, seqlen_new=1, share="always")
+    out = plan.attend(q, *caches[1], k, v, **tables, **where)
+    assert torch.equal(out, want)
+    assert torch.equal(caches[0][0], caches[1][0]) and torch.equal(caches[0][1], caches[1][1])
+
+
+def test_a_captured_prefix_tree_lasts_while_sequences_grow():
+    heads, k_cache, v_cache, table, lengths = shared_prefixes()
+    (q,) = make((12, 1, heads, 128), seed=4)
+    table_on_gpu, now = table.cuda(), lengths.cuda()
+    plan = tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths, share="always", reserve=200)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = plan.attend(q, k_cache, v_cache, cache_seqlens=now, block_table=table_on_gpu)
+    for grown in (0, 3, 200):
+        assert plan.covers(lengths + grown)
+        now.copy_(lengths + grown)
+        graph.replay()
+        want = tessera.flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=now, block_table=table_on_gpu)
+        assert torch.equal(out, want), grown
+    late = lengths.clone()
+    late[5] += 500
+    assert not plan.covers(late)
+    now.copy_(late)
+    graph.replay()
+    assert out[5].isnan().all() and not out[:5].isnan().any() and not out[6:].isnan().any()
+
+
+def test_mistakes_in_a_prefix_tree_are_named():
+    heads, k_cache, v_cache, table, lengths = shared_prefixes()
+    (q,) = make((12, 1, heads, 128))
+    bad = table.clone()
+    bad[2, 1] = k_cache.shape[0]
+    with pytest.raises(ValueError, match="block_table=384 of sequence 2 must be from 0 to 383"):
+        tessera.CacheTreePlan(heads, k_cache, v_cache, bad, lengths)
+    with pytest.raises(ValueError, match="cache_leftpad is on cpu and k_cache on cuda:0"):
+        tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths, cache_leftpad=lengths)
+    with pytest.raises(NotImplementedError, match="dtype over a cache on CUDA must be bf16 or f16"):
+        tessera.CacheTreePlan(heads, k_cache.float(), v_cache.float(), table, lengths)
+    plan = tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths, share="always")
+    where = dict(cache_seqlens=lengths.cuda(), block_table=table.cuda())
+    for change, text in [
+        (dict(block_table=table), "block_table is on cpu and q on cuda:0"),
+        (dict(cache_seqlens=lengths), "cache_seqlens is on cpu and q on cuda:0"),
+        (dict(cache_seqlens=1000), "cache_seqlens=1000 of sequence 0 must be from 1024 to"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            plan.attend(q, k_cache, v_cache, **{**where, **change})
+    with pytest.raises(ValueError, match="the plan is for bfloat16 on cuda:0"):
+        plan.attend(q.cpu(), k_cache.cpu(), v_cache.cpu(), **where)
+    with pytest.raises(ValueError, match="its stream is being captured"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths)
+
+
 def test_the_cpus_prefix_tree_refuses_cuda_tensors():
     tree = tessera.PrefixTree(num_blocks=4, kv_heads=2, head_dim=64)
     sequence = tree.sequence([1, 2, 3])
