@@ -20,9 +20,23 @@ __device__ __forceinline__ float widened(T x) {
   return static_cast<float>(x);
 }
 
+// The sequence of a row of q: the last one that starts at or before it.
+__device__ int sequence_of(const int32_t* cu_seqlens, int batch, int64_t row) {
+  int low = 0, high = batch - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (cu_seqlens[middle] <= row) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
 // Rounded once, as rope.h says: fma(a, cos, -(b sin)) and fma(b, cos, a sin).
 template <typename T>
-__device__ void move_row(const AppendParams& p, const T* from, T* to, bool turns, int64_t position,
+__device__ void move_row(const AppendParams& p, const T* from, T* to, int dim, bool turns, int64_t position,
                          int lane) {
   const int rotary = turns ? p.rotary_dim : 0;
   const int half = rotary / 2;
@@ -34,7 +48,7 @@ __device__ void move_row(const AppendParams& p, const T* from, T* to, bool turns
     to[first] = static_cast<T>(__fmaf_rn(a, cos, -__fmul_rn(b, sin)));
     to[second] = static_cast<T>(__fmaf_rn(b, cos, __fmul_rn(a, sin)));
   }
-  for (int i = rotary + lane; i < p.head_dim; i += 32) to[i] = from[i];
+  for (int i = rotary + lane; i < dim; i += 32) to[i] = from[i];
 }
 
 template <typename T>
@@ -65,19 +79,28 @@ __global__ void __launch_bounds__(32 * kWarps) append_kernel(const __grid_consta
     T* to = static_cast<T*>(cache.data) + block * cache.batch_stride +
             (p.block_table != nullptr ? position % p.page : position) * cache.row_stride +
             head * cache.head_stride;
-    move_row(p, from, to, !is_v && p.rotary_dim > 0 && position < p.table_positions, position, lane);
+    move_row(p, from, to, is_v ? p.v_head_dim : p.head_dim,
+             !is_v && p.rotary_dim > 0 && position < p.table_positions, position, lane);
     return;
   }
   row -= 2 * added;
-  if (p.rotated == nullptr || row >= int64_t{p.batch} * p.tokens * p.heads) return;
+  if (p.rotated == nullptr || row >= int64_t{p.rows} * p.heads) return;
   const int head = static_cast<int>(row % p.heads);
   const int64_t token = row / p.heads;
-  const int b = static_cast<int>(token / p.tokens), t = static_cast<int>(token % p.tokens);
+  int b, t;
+  if (p.cu_seqlens_q != nullptr) {
+    b = sequence_of(p.cu_seqlens_q, p.batch, token);
+    t = static_cast<int>(token) - p.cu_seqlens_q[b];
+  } else {
+    b = static_cast<int>(token / p.tokens);
+    t = static_cast<int>(token % p.tokens);
+  }
   const int position = (p.seqlens != nullptr ? p.seqlens[b] : p.seqlen) + (p.advancing_q != 0 ? t : 0);
   const T* from =
-      static_cast<const T*>(p.q.data) + b * p.q.batch_stride + t * p.q.row_stride + head * p.q.head_stride;
-  move_row(p, from, static_cast<T*>(p.rotated) + row * p.head_dim, position < p.table_positions, position,
-           lane);
+      static_cast<const T*>(p.q.data) + head * p.q.head_stride +
+      (p.cu_seqlens_q != nullptr ? token * p.q.row_stride : b * p.q.batch_stride + t * p.q.row_stride);
+  move_row(p, from, static_cast<T*>(p.rotated) + row * p.head_dim, p.head_dim,
+           position >= 0 && position < p.table_positions, position, lane);
 }
 
 }  // namespace
@@ -89,7 +112,7 @@ const void* append_kernel_for(DType dtype) {
 
 int64_t append_blocks(const AppendParams& p) {
   int64_t rows = 2 * int64_t{p.batch} * p.appended * p.kv_heads;
-  if (p.rotated != nullptr) rows += int64_t{p.batch} * p.tokens * p.heads;
+  if (p.rotated != nullptr) rows += int64_t{p.rows} * p.heads;
   return (rows + kWarps - 1) / kWarps;
 }
 

@@ -142,51 +142,9 @@ Status set_rows(const CacheAppend& append, const CacheTensors& tensors, DecodePa
 }
 
 Status append_rows(tessera::cuda::Launch& launch, const AttentionProblem& problem, const CacheView& cache,
-                   const CacheAppend& append, const CacheTensors& tensors, DecodeParams& p) {
+                   const CacheAppend& append, DecodeParams& p) {
   if (append.seqlen == 0) return {};
-  AppendParams a{};
-  a.k = rows_of(append.k);
-  a.v = rows_of(append.v);
-  a.k_cache = rows_of(cache.k);
-  a.v_cache = rows_of(cache.v);
-  a.q = rows_of(tensors.q);
-  a.batch = p.batch;
-  a.appended = p.appended;
-  a.tokens = p.tokens;
-  a.heads = problem.heads;
-  a.kv_heads = problem.kv_heads;
-  a.head_dim = problem.head_dim;
-  a.block_table = p.block_table;
-  a.block_of = p.block_of;
-  a.table_stride = p.table_stride;
-  a.page = p.page;
-  a.capacity = p.capacity;
-  a.num_blocks = static_cast<int32_t>(cache.num_blocks);
-  a.seqlens = p.seqlens;
-  a.seqlen = p.seqlen;
-  if (append.rotary != nullptr) {
-    const Rotary& rotary = *append.rotary;
-    if (rotary.rotary_dim < 2 || rotary.rotary_dim % 2 != 0 || rotary.rotary_dim > problem.head_dim)
-      return refuse("rotary_dim", rotary.rotary_dim, "even, from 2 to head_dim");
-    if (rotary.cos == nullptr || rotary.sin == nullptr)
-      return invalid_argument("rotary.cos and rotary.sin must not be null", "rotary");
-    a.rotary_dim = rotary.rotary_dim;
-    a.interleaved = rotary.style == RopeStyle::interleaved ? 1 : 0;
-    a.cos = rotary.cos;
-    a.sin = rotary.sin;
-    a.table_dtype = rotary.dtype;
-    a.table_row_stride = rotary.row_stride > 0 ? rotary.row_stride : rotary.rotary_dim / 2;
-    a.table_positions = static_cast<int32_t>(std::min(kMost, rotary.positions));
-    a.advancing_q =
-        problem.mask.causal || problem.mask.window_left >= 0 || problem.mask.window_right >= 0 ? 1 : 0;
-    const int64_t width = int64_t{problem.heads} * problem.head_dim;
-    TESSERA_ASSIGN_OR_RETURN(
-        a.rotated, launch.workspace.get(kRotatedSlot, static_cast<size_t>(2 * p.batch * p.tokens * width),
-                                        launch.stream));
-    p.q = {a.rotated, p.tokens * width, width, problem.head_dim};
-  }
-  return launch_kernel(launch, append_kernel_for(problem.dtype), static_cast<int>(append_blocks(a)), 128, 0,
-                       true, &a, "decode append");
+  return write_new_rows(launch, problem, cache, append, p.q);
 }
 
 Result<int> set_division(tessera::cuda::Launch& launch, const AttentionProblem& problem,

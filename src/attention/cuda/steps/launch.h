@@ -41,7 +41,7 @@ Status set_table(const AttentionProblem& problem, const CacheView& cache, Decode
 Status set_rows(const CacheAppend& append, const CacheTensors& tensors, DecodeParams& params);
 // The kernel that writes the new rows, when there are any; params.q is then the rotated one.
 Status append_rows(tessera::cuda::Launch& launch, const AttentionProblem& problem, const CacheView& cache,
-                   const CacheAppend& append, const CacheTensors& tensors, DecodeParams& params);
+                   const CacheAppend& append, DecodeParams& params);
 // How `kernel` divides a decode: row blocks, whether rows may be split (then workspace for partials). Returns
 // the blocks of the grid.
 Result<int> set_division(tessera::cuda::Launch& launch, const AttentionProblem& problem,

@@ -96,7 +96,7 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   TESSERA_RETURN_IF_ERROR(on_hopper_ ? sm90::set_cache(problem_, cache, false, p)
                                      : sm80::set_cache(problem_, cache, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
-  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem_, cache, append, tensors, p));
+  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem_, cache, append, p));
   const char* at = memory_->as<char>();
   const auto next = [&]<typename T>(const std::vector<T>& values) {
     const T* here = reinterpret_cast<const T*>(at);

@@ -32,7 +32,7 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
   set_problem(problem, p);
   TESSERA_RETURN_IF_ERROR(set_cache(problem, cache, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
-  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, tensors, p));
+  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, p));
   const DecodeKernel kernel = step_kernel_for(problem.dtype, problem.head_dim, false, has_features(problem));
   return launch_decode(launch, problem, kernel, tuning, p);
 }

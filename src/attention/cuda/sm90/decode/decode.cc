@@ -54,7 +54,7 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
   set_problem(problem, p);
   TESSERA_RETURN_IF_ERROR(set_cache(problem, cache, true, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
-  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, tensors, p));
+  TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, p));
   const int64_t rows = int64_t{p.tokens} * p.group;
   const DecodeKernel kernel = decode_kernel_for(problem.dtype, problem.head_dim, rows, has_features(problem),
                                                 p.box_panels > 1 && p.box_rows == 16);
