@@ -387,11 +387,15 @@ TEST_F(PrefillSm90, WhatItDoesNotTakeIsNamed) {
   p.softcap = 3.0f;
   EXPECT_TRUE(cuda::sm90::prefill_supports(p).ok());
   p.head_dim = 192;
-  EXPECT_EQ(cuda::sm90::prefill_supports(p).field(), "head_dim");
-  p.softcap = 0.0f;
   EXPECT_TRUE(cuda::sm90::prefill_supports(p).ok());
-  EXPECT_EQ(cuda::sm90::prefill_supports(p, {reinterpret_cast<const int32_t*>(16), 1, 24, 1}).field(),
-            "block_size");
+  const auto* table = reinterpret_cast<const int32_t*>(16);
+  EXPECT_TRUE(cuda::sm90::prefill_supports(p, {table, 2, 24, 1}).ok());
+  EXPECT_EQ(cuda::sm90::prefill_supports(p, {table, 2, 20, 1}).field(), "block_size");
+  EXPECT_TRUE(
+      cuda::sm90::prefill_supports(p, {table, 1, 20, 1}).ok());  // one page holds all of a batch's keys
+  p.mask.tensor.kind = MaskKind::boolean;
+  EXPECT_TRUE(cuda::sm90::prefill_supports(p).ok());
+  EXPECT_EQ(cuda::sm90::prefill_supports(p, {table, 2, 24, 1}).field(), "mask");
 }
 
 // On few multiprocessors a block walks many tiles, short ones among them, and its warps have time to drift

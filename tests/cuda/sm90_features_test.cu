@@ -35,15 +35,24 @@ TEST_P(Sm90Features, EachFeatureAndEachPair) {
   each_feature_and_each_pair(GetParam(), kSeed, [&](DenseCase& c) { run_and_check(c); });
 }
 
-// The kernel of 65 to 128 dimensions, and rows and keys of several tiles.
+// The kernel of 129 to 256 dimensions: some of its columns are zeros.
+TEST_P(Sm90Features, EachFeatureAndEachPairOfWideHeads) {
+  each_feature_and_each_pair(
+      GetParam(), kSeed, [&](DenseCase& c) { run_and_check(c); }, 200);
+}
+
+// The kernels of each head size, and rows and keys of several tiles.
 TEST_P(Sm90Features, EachFeatureOverSeveralTiles) {
   uint32_t seed = kSeed;
   for (const Feature feature : kEveryFeature) {
-    for (const int dim : {64, 128}) {
+    for (const int dim : {64, 96, 128, 160, 256}) {
       for (const bool causal : {false, true}) {
+        // Sizes between run as the next one, and values wider than 256 do not go.
+        if (dim % 64 != 0 && !causal) continue;
+        if (dim == 256 && feature == Feature::wide_values) continue;
         SCOPED_TRACE(std::string(name(feature)) + " dim " + std::to_string(dim) + " causal " +
                      std::to_string(causal));
-        DenseCase c(GetParam(), 2, 200, 333, 2, dim, seed++);
+        DenseCase c(GetParam(), 2, dim > 128 ? 130 : 200, dim > 128 ? 203 : 333, 2, dim, seed++);
         c.p.mask.causal = causal;
         add_on_device(c, feature);
         c.fill(1.0f);
@@ -57,11 +66,13 @@ TEST_P(Sm90Features, EachFeatureOverSeveralTiles) {
 TEST_P(Sm90Features, ScalesThatAreNotPositive) {
   for (const float factor : {50.0f, -1.0f, 0.0f}) {
     SCOPED_TRACE("scale x " + std::to_string(factor));
-    DenseCase c(GetParam(), 1, 65, 200, 2, 64, kSeed);
-    c.p.scale *= factor;
-    c.fill();
-    run_and_check(c);
-    if (HasFailure()) return;
+    for (const int dim : {64, 256}) {
+      DenseCase c(GetParam(), 1, 65, 200, 2, dim, kSeed);
+      c.p.scale *= factor;
+      c.fill();
+      run_and_check(c);
+      if (HasFailure()) return;
+    }
   }
 }
 

@@ -8,6 +8,7 @@
 #include "attention/cuda/sm80/prefill/forward.h"
 #include "attention/cuda/sm90/decode/decode.h"
 #include "attention/cuda/sm90/prefill/launch.h"
+#include "attention/cuda/sm90/prefill/prompt.h"
 #include "attention/cuda/tree/tree.h"
 #include "attention/merge.h"
 #include "attention/rope.h"
@@ -235,44 +236,28 @@ namespace {
 
 // From so many query rows of a sequence on, and with cu_seqlens_q, rows are a prompt's and go by tiles of 64
 // and more; fewer are a step's. The call says it, not the batch or the lengths, so a row's bits do not depend
-// on who comes with it.
+// on who comes with it. A call without rows only appends.
 constexpr int64_t kPromptRows = 17;
 
-bool is_prompt(const AttentionProblem& p, const CacheAppend& append) {
-  return append.seqlen == 0 && (p.cu_seqlens_q != nullptr || p.seqlen_q >= kPromptRows);
+bool is_prompt(const AttentionProblem& p) {
+  return p.cu_seqlens_q != nullptr || p.seqlen_q >= kPromptRows || p.seqlen_q == 0;
 }
 
-// A cache as the prefill kernel sees it: pages by a table, or whole rows of a contiguous one.
-Status attend_prompt(Launch& launch, const AttentionProblem& p, const CacheView& c, const CacheTensors& t) {
-  AttentionProblem problem = p;
-  problem.seqused_k = c.seqlens;
-  sm90::PageTable pages;
-  if (c.block_table != nullptr) {
-    pages = {c.block_table, c.table_stride > 0 ? c.table_stride : c.max_blocks, c.block_size, c.num_blocks};
-    problem.seqlen_k = c.max_blocks * c.block_size;
-  } else if (c.cache_batch_idx != nullptr) {
-    pages = {c.cache_batch_idx, 1, c.block_size, c.num_blocks};
-    problem.seqlen_k = c.block_size;
-  } else {
-    problem.seqlen_k = c.block_size;
-  }
-  if (c.seqlens == nullptr) {
-    if (c.seqlen < 0 || c.seqlen > problem.seqlen_k) {
-      return invalid_argument(
-          format("seqlen={} must be from 0 to the cache's capacity, {}", c.seqlen, problem.seqlen_k),
-          "seqlen");
-    }
-    problem.seqlen_k = c.seqlen;
-  }
-  const auto read = [](const Strided<void*>& s) {
-    return Strided<const void*>{s.data, s.batch_stride, s.row_stride, s.head_stride};
-  };
+Status attend_prompt(Launch& launch, const AttentionProblem& p, const CacheView& c, const CacheAppend& append,
+                     const CacheTensors& t) {
   TESSERA_RETURN_IF_ERROR(only_on_hopper(launch.device, "sm90 prefill over a cache"));
-  TESSERA_RETURN_IF_ERROR(sm90::prefill_supports(problem, pages));
-  return sm90::prefill(launch, problem, {t.q, read(c.k), read(c.v), t.o, t.lse}, pages);
+  return sm90::attend_prompt(launch, p, c, append, t);
 }
 
 Status check_cache(const AttentionProblem& p, const CacheView& c, const CacheAppend& append) {
+  if (p.mask.tensor.kind != MaskKind::none) {
+    return unsupported("mask: a mask tensor over a cache is not supported; use causal, windows or leftpad",
+                       "mask");
+  }
+  if (p.mask.ancestors.tree_keys != 0)
+    return unsupported("mask: ancestors over a cache are not supported", "mask");
+  if (p.dropout.p != 0)
+    return unsupported(format("dropout={} over a cache must be 0", p.dropout.p), "dropout");
   if (p.seqused_k != nullptr)
     return invalid_argument("seqused_k must be null: give the cache's seqlens", "seqused_k");
   if (p.cu_seqlens_k != nullptr) {
@@ -431,10 +416,10 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
   const bool packed = problem.cu_seqlens_q != nullptr;
   const int64_t batches = packed ? 1 : problem.batch, rows = packed ? problem.total_q : problem.seqlen_q;
   if (batches * rows == 0 && append.seqlen == 0) return {};
-  if (is_prompt(problem, append)) {
-    const Status status = attend_prompt(launch_, problem, cache, t);
-    // What the prompt kernel does not take (soft caps, ALiBi) the step kernel does, row by row.
-    if (status.code() != StatusCode::unsupported || packed) return status;
+  if (is_prompt(problem)) {
+    const Status status = attend_prompt(launch_, problem, cache, append, t);
+    // What the prompt kernel does not take (no keys at all) the step kernel does, row by row.
+    if (status.code() != StatusCode::unsupported || packed || rows == 0) return status;
   }
   return run_best(kStep, launch_, problem, CacheStep{cache, append, t});
 }

@@ -158,14 +158,15 @@ inline void add_on_device(DenseCase& c, Feature feature) {
   if (feature == Feature::gaps) c.gap = 8;
 }
 
-// Each feature and each pair on a small problem: check(case) runs it, and stops the rest when it failed.
+// Each feature and each pair on a small problem of heads of `dim` elements: check(case) runs it, and stops
+// the rest when it failed.
 template <typename Check>
-void each_feature_and_each_pair(DType dtype, uint32_t seed, Check&& check) {
+void each_feature_and_each_pair(DType dtype, uint32_t seed, Check&& check, int dim = 40) {
   for (const Feature a : kEveryFeature) {
     for (const Feature b : kEveryFeature) {
       if (b < a || !goes_together(a, b)) continue;
       SCOPED_TRACE(std::string(name(a)) + " and " + name(b) + ", seed " + std::to_string(seed));
-      DenseCase c(dtype, 3, 37, 150, 2, 40, seed++);
+      DenseCase c(dtype, 3, 37, 150, 2, dim, seed++);
       add_on_device(c, a);
       if (b != a) add_on_device(c, b);
       c.fill(2.0f);

@@ -30,19 +30,6 @@ Result<Encode> encoder() {
   return reinterpret_cast<Encode>(function);
 }
 
-Status check_alignment(const char* what, const Strided<const void*>& tensor) {
-  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0) {
-    return unsupported(format("{}'s address {} must be a multiple of 16 bytes", what, tensor.data), what);
-  }
-  for (const int64_t stride : {tensor.row_stride, tensor.head_stride, tensor.batch_stride}) {
-    if (stride < 0 || stride % 8 != 0 || stride >= int64_t{1} << 39) {
-      return unsupported(
-          format("{}'s stride {} must be a multiple of 8 elements from 0 to 2^39 - 1", what, stride), what);
-    }
-  }
-  return {};
-}
-
 // A stride of an axis of one element is never used, but the format wants it above 0.
 cuuint64_t stride_bytes(int64_t stride, int64_t count) {
   return static_cast<cuuint64_t>(count <= 1 ? std::max<int64_t>(16, stride * 2) : stride * 2);
@@ -69,10 +56,23 @@ Status encoded(CUtensorMap* map, const char* what, DType dtype, const Strided<co
 
 }  // namespace
 
+Status check_mappable(const char* what, const Strided<const void*>& tensor) {
+  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0) {
+    return unsupported(format("{}'s address {} must be a multiple of 16 bytes", what, tensor.data), what);
+  }
+  for (const int64_t stride : {tensor.row_stride, tensor.head_stride, tensor.batch_stride}) {
+    if (stride < 0 || stride % 8 != 0 || stride >= int64_t{1} << 39) {
+      return unsupported(
+          format("{}'s stride {} must be a multiple of 8 elements from 0 to 2^39 - 1", what, stride), what);
+    }
+  }
+  return {};
+}
+
 Status tensor_map(CUtensorMap* map, const char* what, DType dtype, const Strided<const void*>& tensor,
                   int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows, int box_panels,
                   Promotion promotion) {
-  TESSERA_RETURN_IF_ERROR(check_alignment(what, tensor));
+  TESSERA_RETURN_IF_ERROR(check_mappable(what, tensor));
   if (dim > 64 && dim % 64 != 0) {
     return unsupported(format("{}: head_dim={} must be at most 64 or a multiple of 64", what, dim),
                        "head_dim");
@@ -96,7 +96,7 @@ Status tensor_map(CUtensorMap* map, const char* what, DType dtype, const Strided
 
 Status row_map(CUtensorMap* map, const char* what, DType dtype, const Strided<const void*>& tensor,
                int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows, Promotion promotion) {
-  TESSERA_RETURN_IF_ERROR(check_alignment(what, tensor));
+  TESSERA_RETURN_IF_ERROR(check_mappable(what, tensor));
   const cuuint64_t dims[4] = {
       static_cast<cuuint64_t>(dim), static_cast<cuuint64_t>(std::max<int64_t>(rows, 1)),
       static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(std::max<int64_t>(batches, 1))};

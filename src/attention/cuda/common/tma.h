@@ -14,12 +14,15 @@ namespace tessera::attention::cuda {
 // loses 7 % of the read rate where each byte is read once (decode), which takes none.
 enum class Promotion { none, bytes_256 };
 
+// unsupported naming `what` when no map can be made of the tensor: its address is not a multiple of 16 bytes,
+// or a stride not of 8 elements, or negative or too large for the format.
+Status check_mappable(const char* what, const Strided<const void*>& tensor);
+
 // Writes the map of a tensor [batch, row, head, d] of 16-bit elements in boxes of `box_rows` rows: dimensions
 // {64, rows, ceil(dim / 64), heads, batches}, the innermost 64 elements under the 128-byte swizzle, outside
 // the tensor zeros. One load with coordinates {0, row, 0, head, batch} and box_panels = ceil(dim / 64) brings
 // box_rows rows as panels [64 elements] of box_rows x 128 bytes. The strides are the caller's, in elements.
-// Errors: unsupported naming `what` when the address is not a multiple of 16 bytes or a stride not of 8
-// elements, or does not fit the format; unsupported when dim is neither below 64 nor a multiple of 64.
+// Errors: check_mappable's; unsupported when dim is neither below 64 nor a multiple of 64.
 Status tensor_map(CUtensorMap* map, const char* what, DType dtype, const Strided<const void*>& tensor,
                   int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows, int box_panels,
                   Promotion promotion);

@@ -26,6 +26,8 @@ struct PrefillConfig {
   // In registers Q's buffer is free again at the start of a tile; where registers are short it stays in
   // shared memory, and two buffers let the next tile's come meanwhile.
   static constexpr bool kQInRegisters = kQRegisters;
+  // Scores are worked on while the block before is multiplied by V, where registers last for both.
+  static constexpr bool kOverlaps = D <= 192 || kForm != Form::general;
   static constexpr int kQBuffers = kQInRegisters || D > 192 ? 1 : 2;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
@@ -57,11 +59,14 @@ template <typename T, Sight kSight, Form kForm>
 using D256TwoBy80 = PrefillConfig<T, 256, 2, 80, 2, false, kSight, kForm>;
 
 // Scores that are more than products need registers for their own: narrower blocks of keys, Q in shared
-// memory.
+// memory. At D = 256 O alone is 128 registers, and ptxas spills 196 bytes into the loop over keys where both
+// products' operands are held at once.
 template <typename T, Sight kSight, Form kForm>
 using D64General = PrefillConfig<T, 64, 2, 64, 4, false, kSight, kForm>;
 template <typename T, Sight kSight, Form kForm>
 using D128General = PrefillConfig<T, 128, 2, 64, 3, false, kSight, kForm>;
+template <typename T, Sight kSight, Form kForm>
+using D256General = PrefillConfig<T, 256, 2, 64, 2, false, kSight, kForm>;
 
 // Launches on `blocks` multiprocessors. Defined in launch_kernel.cuh, instantiated in prefill_*.cu.
 template <typename C>

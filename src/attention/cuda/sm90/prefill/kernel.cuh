@@ -139,12 +139,21 @@ struct Prefill {
   }
 
   // Form::general: scores in units of log2 by every feature, -inf where the row does not see the key.
-  static __device__ __forceinline__ void score(const Params& p, float (&s)[BN / 2], const TileIndex& index,
-                                               int block, int first) {
+  static __device__ __forceinline__ void score(const Params& p, const Rows& rows, float (&s)[BN / 2],
+                                               const TileIndex& index, int block, int first) {
     if constexpr (kGeneral) {
       const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
-      score_fragment<false>(p.features, sequence_of(p.features, index.batch), index.batch, index.head,
-                            first + 16 * warp + (lane >> 2), block * BN + 2 * (lane & 3), s, nullptr);
+      // Not sequence_of(features): over a cache the keys' numbers are not the problem's.
+      const cuda::Sequence of_features{rows.q_first,
+                                       rows.k_first,
+                                       rows.rows,
+                                       rows.keys,
+                                       rows.keys,
+                                       rows.leftpad,
+                                       rows.first_position(),
+                                       rows.keys - p.features.tree_keys};
+      score_fragment<false>(p.features, of_features, index.batch, index.head, first + 16 * warp + (lane >> 2),
+                            block * BN + 2 * (lane & 3), s, nullptr);
     }
   }
   // Drops what the problem's random bits say, after the sums.
@@ -452,7 +461,7 @@ struct Prefill {
       if (lane == 0) shared.k_ring().release(k_at.stage);
       k_at.next();
       if constexpr (kGeneral) {
-        score(p, s, index, high - 1, my_first);
+        score(p, rows, s, index, high - 1, my_first);
       } else if (high - 1 >= mine.clear_high || high - 1 < mine.clear_low) {
         mask(p, rows, s, high - 1, my_first);
       }
@@ -475,12 +484,12 @@ struct Prefill {
         values(o, probabilities, shared.v(v_at.stage), accumulate);
         wgmma_commit();
         accumulate = 1;
-        wgmma_wait<1>();
+        wgmma_wait<C::kOverlaps ? 1 : 0>();
         pin(s);
         float factor[2] = {1.0f, 1.0f};
         bool again;
         if constexpr (kGeneral) {
-          score(p, s, index, block, my_first);
+          score(p, rows, s, index, block, my_first);
           online_softmax(s, state, factor);
           drop(p, s, index, block, my_first);
           again = __any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f);

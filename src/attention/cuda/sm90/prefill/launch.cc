@@ -49,7 +49,9 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
   };
   params.total_q = static_cast<int32_t>(packed_q ? p.total_q : p.seqlen_q);
   params.total_k = static_cast<int32_t>(packed_k ? p.total_k : p.seqlen_k);
-  params.box_rows = paged ? static_cast<int32_t>(std::gcd<int64_t>(pages.page, C::BN)) : C::BN;
+  // A box must not reach into the next page; past a batch's only one there is nothing to reach into.
+  params.box_rows =
+      paged && pages.table_stride > 1 ? static_cast<int32_t>(std::gcd<int64_t>(pages.page, C::BN)) : C::BN;
   const int64_t k_rows = paged ? pages.page : params.total_k, k_batches = paged ? pages.pages : p.batch;
   TESSERA_RETURN_IF_ERROR(
       map(&params.q, "q", t.q, packed_q, p.batch, params.total_q, p.heads, p.head_dim, 64));
@@ -68,6 +70,7 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
   params.cu_seqlens_q = p.cu_seqlens_q;
   params.cu_seqlens_k = paged ? nullptr : p.cu_seqlens_k;
   params.seqused_k = p.seqused_k;
+  params.added = static_cast<int32_t>(pages.added);
   params.leftpad_k = p.leftpad_k;
   params.block_table = pages.table;
   params.table_stride = static_cast<int32_t>(pages.table_stride);
@@ -90,7 +93,7 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
   params.m_blocks = Division(m_blocks);
   params.heads = Division(static_cast<uint32_t>(p.heads));
   params.group = Division(group);
-  const int64_t head_bytes = p.seqlen_k * C::D * 2 * 2;
+  const int64_t head_bytes = std::max<int64_t>(1, p.seqlen_k * C::D * 2 * 2);
   const auto section = static_cast<uint32_t>(
       std::min<int64_t>(heads, std::max<int64_t>(1, kSectionBytes / head_bytes) * group));
   params.section_heads = Division(section);
@@ -140,9 +143,10 @@ template <typename T>
 Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages,
                    PrefillVariant variant) {
   if (is_general(p)) {
-    return std::max(p.head_dim, p.v_head_dim) <= 64
-               ? run<D64General<T, Sight::window, Form::general>>(launch, p, t, pages)
-               : run<D128General<T, Sight::window, Form::general>>(launch, p, t, pages);
+    const int dim = std::max(p.head_dim, p.v_head_dim);
+    if (dim > 128) return run<D256General<T, Sight::window, Form::general>>(launch, p, t, pages);
+    if (dim > 64) return run<D128General<T, Sight::window, Form::general>>(launch, p, t, pages);
+    return run<D64General<T, Sight::window, Form::general>>(launch, p, t, pages);
   }
   switch (variant) {
     case PrefillVariant::d64_four_by_64:
@@ -163,19 +167,12 @@ Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTenso
 Status prefill_supports(const AttentionProblem& p, const PageTable& pages) {
   const auto no = [](const char* field, const std::string& message) { return unsupported(message, field); };
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return no("dtype", "sm90 prefill takes bf16 and f16");
-  if (p.seqlen_k == 0) return no("seqlen_k", "sm90 prefill takes at least one key");
-  if (is_general(p) && std::max(p.head_dim, p.v_head_dim) > 128) {
-    return no(
-        "head_dim",
-        format("sm90 prefill takes head_dim={} without masks, ancestors, softcap, ALiBi, dropout and a scale "
-               "that is not positive; with them up to 128",
-               std::max(p.head_dim, p.v_head_dim)));
+  if (p.seqlen_k == 0 && pages.table == nullptr) return no("seqlen_k", "sm90 prefill takes at least one key");
+  if (pages.table != nullptr && (p.mask.tensor.kind != MaskKind::none || p.mask.ancestors.tree_keys != 0)) {
+    return no("mask", "sm90 prefill takes pages without mask tensors and ancestors");
   }
-  if (is_general(p) && pages.table != nullptr) {
-    return no("block_table", "sm90 prefill takes pages without masks, ancestors, softcap, ALiBi and dropout");
-  }
-  if (pages.table != nullptr && (pages.page < 16 || pages.page % 16 != 0)) {
-    return no("block_size", format("sm90 prefill takes pages of a multiple of 16 keys, not {}", pages.page));
+  if (pages.table != nullptr && pages.table_stride > 1 && (pages.page < 8 || pages.page % 8 != 0)) {
+    return no("block_size", format("sm90 prefill takes pages of a multiple of 8 keys, not {}", pages.page));
   }
   return {};
 }

@@ -23,8 +23,9 @@ enum class PrefillVariant {
 struct PageTable {
   const int32_t* table = nullptr;  // device; null: K and V are not paged
   int64_t table_stride = 0;
-  int64_t page = 0;   // keys, a multiple of 16
+  int64_t page = 0;   // keys: a multiple of 8, or of any number where a batch has one page (table_stride 1)
   int64_t pages = 0;  // of the cache; ids outside are clamped
+  int64_t added = 0;  // with seqused_k, paged or not: keys of every batch behind those it counts
 };
 
 // ok, or `unsupported` naming the field that this kernel does not take (the sm_80 kernels may).

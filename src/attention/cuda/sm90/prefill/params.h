@@ -29,6 +29,7 @@ struct PrefillParams {
   int32_t box_rows;     // keys of one load; kKeys, or a page's where those are fewer
   // Ragged forms. Device pointers, null as in the problem.
   const int32_t *cu_seqlens_q, *cu_seqlens_k, *seqused_k, *leftpad_k;
+  int32_t added;               // keys of each batch beyond what seqused_k says
   int32_t total_q, total_k;    // rows of all sequences, where cu_seqlens are
   const int32_t* block_table;  // [batch][table_stride] or null
   int32_t table_stride, pages;

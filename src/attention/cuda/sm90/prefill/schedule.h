@@ -43,7 +43,7 @@ TESSERA_HOST_DEVICE Sequence sequence(const PrefillParams& p, int batch) {
       s.keys = at_most(at_least(at_most(p.cu_seqlens_k[batch + 1], p.total_k) - s.k_first, 0), p.seqlen_k);
       s.k_batch = 0;
     }
-    if (p.seqused_k != nullptr) s.keys = at_most(at_least(p.seqused_k[batch], 0), s.keys);
+    if (p.seqused_k != nullptr) s.keys = at_most(at_least(p.seqused_k[batch] + p.added, 0), s.keys);
     if (p.leftpad_k != nullptr) s.leftpad = at_most(at_least(p.leftpad_k[batch], 0), s.keys);
   }
   return s;

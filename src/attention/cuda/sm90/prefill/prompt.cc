@@ -1,0 +1,64 @@
+#include "attention/cuda/sm90/prefill/prompt.h"
+
+#include "attention/cuda/common/tma.h"
+#include "attention/cuda/sm90/decode/append.h"
+#include "attention/cuda/sm90/decode/launch.h"
+#include "attention/cuda/sm90/prefill/launch.h"
+#include "core/format.h"
+
+namespace tessera::attention::cuda::sm90 {
+namespace {
+
+template <typename Pointer>
+Strided<const void*> read_only(const Strided<Pointer>& s) {
+  return {s.data, s.batch_stride, s.row_stride, s.head_stride};
+}
+
+}  // namespace
+
+Status attend_prompt(tessera::cuda::Launch& launch, const AttentionProblem& p, const CacheView& c,
+                     const CacheAppend& append, const CacheTensors& t) {
+  AttentionProblem problem = p;
+  problem.seqused_k = c.seqlens;
+  PageTable pages;
+  if (c.block_table != nullptr) {
+    pages = {c.block_table, c.table_stride > 0 ? c.table_stride : c.max_blocks, c.block_size, c.num_blocks};
+    problem.seqlen_k = c.max_blocks * c.block_size;
+  } else if (c.cache_batch_idx != nullptr) {
+    pages = {c.cache_batch_idx, 1, c.block_size, c.num_blocks};
+    problem.seqlen_k = c.block_size;
+  } else {
+    problem.seqlen_k = c.block_size;
+  }
+  if (c.seqlens == nullptr) {
+    const int64_t most = problem.seqlen_k - append.seqlen;
+    if (c.seqlen < 0 || c.seqlen > most) {
+      return invalid_argument(format("seqlen={} must be from 0 to {} (capacity {} less {} new keys)",
+                                     c.seqlen, most, problem.seqlen_k, append.seqlen),
+                              "seqlen");
+    }
+    problem.seqlen_k = c.seqlen + append.seqlen;
+  } else {
+    pages.added = append.seqlen;
+  }
+  TESSERA_RETURN_IF_ERROR(prefill_supports(problem, pages));
+  const bool packed = p.cu_seqlens_q != nullptr;
+  const bool rows = p.batch > 0 && (packed ? p.total_q : p.seqlen_q) > 0;
+  // All that prefill() could refuse once the new rows are written.
+  TESSERA_RETURN_IF_ERROR(check_mappable("k_cache", read_only(c.k)));
+  TESSERA_RETURN_IF_ERROR(check_mappable("v_cache", read_only(c.v)));
+  if (rows) {
+    TESSERA_RETURN_IF_ERROR(check_mappable("q", t.q));
+    TESSERA_RETURN_IF_ERROR(check_mappable("o", read_only(t.o)));
+  }
+  Strided<const void*> q = t.q;
+  if (append.seqlen > 0 && p.batch > 0) {
+    TokenRows<const void> turned{q.data, q.batch_stride, q.row_stride, q.head_stride};
+    TESSERA_RETURN_IF_ERROR(write_new_rows(launch, p, c, append, turned));
+    q = {turned.data, turned.batch_stride, turned.row_stride, turned.head_stride};
+  }
+  if (!rows) return {};
+  return prefill(launch, problem, {q, read_only(c.k), read_only(c.v), t.o, t.lse}, pages);
+}
+
+}  // namespace tessera::attention::cuda::sm90
