@@ -102,7 +102,7 @@ int main(int argc, char** argv) {
             t.v = contiguous<const void*>(at + 2 * elements, s, p.heads, d);
             t.o = contiguous<void*>(at + 3 * elements, s, p.heads, d);
             t.lse = lse;
-            return tessera::attention::cuda::sm90::prefill(launch, p, t, {}, variants[v]);
+            return tessera::attention::cuda::sm90::prefill(launch, p, t, {}, {variants[v]});
           };
           check(run(0));
           check(launch.stream.synchronize());

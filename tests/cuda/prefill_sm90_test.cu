@@ -139,7 +139,7 @@ class Attempt {
     o_ = DeviceTensor(c_.dtype, c_.batch, c_.seqlen_q, c_.heads, c_.head_dim, c_.gap);
     o_.upload();
     tensors_.o = o_.strided<void*>();
-    TESSERA_RETURN_IF_ERROR(cuda::sm90::prefill(launch, problem_, tensors_, {}, c_.variant));
+    TESSERA_RETURN_IF_ERROR(cuda::sm90::prefill(launch, problem_, tensors_, {}, {c_.variant}));
     TESSERA_RETURN_IF_ERROR(launch.stream.synchronize());
     o_.download();
     got_lse_.resize(static_cast<size_t>(rows_ + 2));

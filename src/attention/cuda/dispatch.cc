@@ -28,6 +28,8 @@ struct Kernel {
   const char* name;
   Status (*supports)(const DeviceProperties& device, const AttentionProblem& problem);
   Status (*run)(Launch& launch, const AttentionProblem& problem, const Tensors& tensors);
+  // What explain() adds about a problem that it takes; null: nothing.
+  std::string (*detail)(const DeviceProperties& device, const AttentionProblem& problem) = nullptr;
 };
 
 // Kernels of compute capability 9.0 alone ("sm_90a").
@@ -45,8 +47,13 @@ Status run_sm90_prefill(Launch& launch, const AttentionProblem& problem, const F
   return sm90::prefill(launch, problem, tensors);
 }
 
+std::string describe_sm90_prefill(const DeviceProperties& device, const AttentionProblem& problem) {
+  if (!sm90::prefill_packs(problem, device.multiprocessors)) return {};
+  return format(", the {} query heads of a kv head packed into one tile", problem.heads / problem.kv_heads);
+}
+
 constexpr Kernel<ForwardTensors> kForwardKernels[] = {
-    {"sm90 prefill (TMA, wgmma)", supports_sm90_prefill, run_sm90_prefill},
+    {"sm90 prefill (TMA, wgmma)", supports_sm90_prefill, run_sm90_prefill, describe_sm90_prefill},
     {"sm80 prefill (mma.sync)", sm80::supports_forward, sm80::forward},
 };
 constexpr Kernel<BackwardTensors> kBackwardKernels[] = {
@@ -102,8 +109,10 @@ std::string explain_table(std::span<const Kernel<Tensors>> kernels, const Device
     const Status status = kernel.supports(device, problem);
     const bool best = status.ok() && !found;
     found |= best;
+    const std::string detail =
+        best && kernel.detail != nullptr ? kernel.detail(device, problem) : std::string();
     lines += format("{}{}: {}\n", best ? "> " : "  ", kernel.name,
-                    best          ? format("taken on {} (sm_{})", device.name, device.sm())
+                    best          ? format("taken on {} (sm_{}){}", device.name, device.sm(), detail)
                     : status.ok() ? "would do, but a faster kernel is there"
                                   : status.message());
   }

@@ -107,4 +107,18 @@ Status row_map(CUtensorMap* map, const char* what, DType dtype, const Strided<co
   return encoded(map, what, dtype, tensor, 4, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B, promotion);
 }
 
+Status group_map(CUtensorMap* map, const char* what, DType dtype, const Strided<const void*>& tensor,
+                 int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_heads, int box_rows,
+                 Promotion promotion) {
+  TESSERA_RETURN_IF_ERROR(check_mappable(what, tensor));
+  const cuuint64_t dims[4] = {static_cast<cuuint64_t>(dim), static_cast<cuuint64_t>(heads),
+                              static_cast<cuuint64_t>(std::max<int64_t>(rows, 1)),
+                              static_cast<cuuint64_t>(std::max<int64_t>(batches, 1))};
+  const cuuint64_t strides[3] = {stride_bytes(tensor.head_stride, heads),
+                                 stride_bytes(tensor.row_stride, rows),
+                                 stride_bytes(tensor.batch_stride, batches)};
+  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_heads), static_cast<cuuint32_t>(box_rows), 1};
+  return encoded(map, what, dtype, tensor, 4, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B, promotion);
+}
+
 }  // namespace tessera::attention::cuda

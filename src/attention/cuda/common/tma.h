@@ -33,4 +33,10 @@ Status tensor_map(CUtensorMap* map, const char* what, DType dtype, const Strided
 Status row_map(CUtensorMap* map, const char* what, DType dtype, const Strided<const void*>& tensor,
                int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows, Promotion promotion);
 
+// The same tensor as dimensions {dim, heads, rows, batches} in boxes of 64 elements by `box_heads` heads by
+// `box_rows` rows: coordinates {64 * panel, head, row, batch}, heads inside of rows in shared memory.
+Status group_map(CUtensorMap* map, const char* what, DType dtype, const Strided<const void*>& tensor,
+                 int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_heads, int box_rows,
+                 Promotion promotion);
+
 }  // namespace tessera::attention::cuda

@@ -65,7 +65,8 @@ template <typename C>
 struct Prefill {
   using T = typename C::T;
   static constexpr int D = C::D, BN = C::BN, kGroups = C::kGroups, kPanels = C::kPanels;
-  static constexpr bool kRagged = C::kForm != Form::dense, kGeneral = C::kForm == Form::general;
+  static constexpr bool kRagged = C::kForm != Form::dense, kGeneral = C::kForm == Form::general,
+                        kGrouped = C::kForm == Form::grouped;
   using Params = typename C::Params;
   using Rows = sm90::Sequence;
 
@@ -84,7 +85,8 @@ struct Prefill {
     const int shift = block * BN + 2 * (lane & 3);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int position = first + 16 * warp + (lane >> 2) + 8 * row + sequence.first_position();
+      const int position =
+          row_at<C::kForm>(p, first + 16 * warp + (lane >> 2) + 8 * row) + sequence.first_position();
       int high = sequence.keys - 1;
       if constexpr (C::kSight == Sight::causal) high = at_most(position, high);
       if constexpr (C::kSight == Sight::window) high = at_most(position + p.window_right, high);
@@ -132,6 +134,13 @@ struct Prefill {
     }
     fence_async_shared();
     named_barrier_sync(1 + group, 128);
+  }
+
+  // Of rows [first, last] of a tile's head.
+  static __device__ __forceinline__ KeyBlocks blocks_of(const Params& p, const Rows& sequence, int first,
+                                                        int last) {
+    return key_blocks<BN, C::kSight, C::kForm>(p, sequence, row_at<C::kForm>(p, first),
+                                               row_at<C::kForm>(p, last));
   }
 
   static __device__ __forceinline__ int64_t kv_index(const Params& p, const TileIndex& index) {
@@ -364,12 +373,11 @@ struct Prefill {
     RingPosition<2> tiles;
     RingPosition<C::kQBuffers> q_at;
     for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
-      const TileIndex index = tile_index<C::kDynamic>(p, tile);
+      const TileIndex index = tile_index<C::kDynamic, kGrouped>(p, tile);
       const Rows rows = sequence<C::kForm>(p, index.batch);
-      const int first = index.m * C::kRows;
-      if (!kRagged || first < rows.rows) {
-        const KeyBlocks blocks =
-            key_blocks<BN, C::kSight, C::kForm>(p, rows, first, at_most(first + C::kRows, rows.rows) - 1);
+      const int first = index.m * C::kRows, count = row_count<C::kForm>(p, rows);
+      if (!kRagged || first < count) {
+        const KeyBlocks blocks = blocks_of(p, rows, first, at_most(first + C::kRows, count) - 1);
         if (!values) {
 #pragma unroll 1
           for (int group = 0; group < kGroups; ++group) {
@@ -378,8 +386,9 @@ struct Prefill {
             shared.q_ring().expect(stage, C::kQBytes);
 #pragma unroll
             for (int panel = 0; panel < kPanels; ++panel) {
+              const int row = rows.q_first + row_at<C::kForm>(p, first + 64 * group);
               tma_load_4d(shared.q(stage) + panel * (64 * 128), &p.q, shared.q_ring().full(stage), 64 * panel,
-                          rows.q_first + first + 64 * group, index.head, rows.q_batch);
+                          kGrouped ? index.head : row, kGrouped ? row : index.head, rows.q_batch);
             }
           }
           q_at.next();
@@ -420,17 +429,17 @@ struct Prefill {
     RingPosition<C::kQBuffers> q_at;
     const float scale = kGeneral ? 1.0f : p.scale_log2;  // what scores are to be multiplied by
     for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
-      const TileIndex index = tile_index<C::kDynamic>(p, tile);
+      const TileIndex index = tile_index<C::kDynamic, kGrouped>(p, tile);
       const int first = index.m * C::kRows;
       const Rows rows = sequence<C::kForm>(p, index.batch);
-      if (kRagged && first >= rows.rows) {
+      const int count = row_count<C::kForm>(p, rows);
+      if (kRagged && first >= count) {
         tile = next_tile(shared, tiles, tile, lane);
         continue;
       }
-      const KeyBlocks all =
-          key_blocks<BN, C::kSight, C::kForm>(p, rows, first, at_most(first + C::kRows, rows.rows) - 1);
+      const KeyBlocks all = blocks_of(p, rows, first, at_most(first + C::kRows, count) - 1);
       const int my_first = first + 64 * group;
-      const KeyBlocks mine = key_blocks<BN, C::kSight, C::kForm>(p, rows, my_first, my_first + 63);
+      const KeyBlocks mine = blocks_of(p, rows, my_first, my_first + 63);
       const int low = at_least(mine.low, all.low), high = at_least(at_most(mine.high, all.high), low + 1);
       const uint32_t q_stage = group * C::kQBuffers + q_at.stage;
       const uint32_t q_tile = shared.q(q_stage);
@@ -618,9 +627,9 @@ struct Prefill {
   static __device__ __forceinline__ void finish(const Params& p, const Shared& shared, int group, int tile,
                                                 float (&o)[D / 2], RowPair& state) {
     const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31, warp = thread >> 5;
-    const TileIndex index = tile_index<C::kDynamic>(p, tile);
+    const TileIndex index = tile_index<C::kDynamic, kGrouped>(p, tile);
     const Rows rows = sequence<C::kForm>(p, index.batch);
-    const int my_first = index.m * C::kRows + 64 * group;
+    const int my_first = index.m * C::kRows + 64 * group, count = row_count<C::kForm>(p, rows);
     float inverse[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -628,10 +637,10 @@ struct Prefill {
       const bool empty = state.m[row] == -INFINITY;  // nothing seen: o = 0, LSE = -inf
       inverse[row] = empty ? 0.0f : (kGeneral ? keep_scale(p) : 1.0f) * reciprocal_fast(sum);
       const int at = my_first + 16 * warp + (lane >> 2) + 8 * row;
-      if (p.lse != nullptr && (lane & 3) == 0 && at < rows.rows) {
-        float* const lse =
-            p.lse + rows.q_batch * p.lse_batch_stride + index.head * p.lse_head_stride + rows.q_first;
-        lse[at] = empty ? -INFINITY : (state.m[row] + log2_fast(sum)) * kLn2;
+      if (p.lse != nullptr && (lane & 3) == 0 && at < count) {
+        float* const lse = p.lse + rows.q_batch * p.lse_batch_stride +
+                           (index.head + head_at<C::kForm>(p, at)) * p.lse_head_stride + rows.q_first;
+        lse[row_at<C::kForm>(p, at)] = empty ? -INFINITY : (state.m[row] + log2_fast(sum)) * kLn2;
       }
     }
     // The warpgroup's four warps meet here, twice a tile: without it they drift apart from tile to tile, and
@@ -648,13 +657,13 @@ struct Prefill {
       stmatrix_x4(shared.o(group) + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)),
                   r[0], r[1], r[2], r[3]);
     }
-    const int left = rows.rows - my_first;
+    const int left = count - my_first;
     if (kRagged && left < 64) {
       // The rows behind are another sequence's.
       named_barrier_sync(1 + group, 128);
       char* const out =
           static_cast<char*>(p.o_data) + 2 * (rows.q_batch * p.o_batch_stride + index.head * p.o_head_stride +
-                                              (rows.q_first + my_first) * p.o_row_stride);
+                                              (rows.q_first + (kGrouped ? 0 : my_first)) * p.o_row_stride);
       const int pieces = p.v_head_dim / 8;
 #pragma unroll 1
       for (int at = thread; at < left * pieces; at += 128) {
@@ -664,7 +673,12 @@ struct Prefill {
                      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                      : "r"(shared.o(group) + swizzled_offset<64>(row, piece))
                      : "memory");
-        *reinterpret_cast<uint4*>(out + 2 * (row * p.o_row_stride + 8 * piece)) = value;
+        int64_t at_row = row * p.o_row_stride;
+        if constexpr (kGrouped) {
+          at_row = row_at<C::kForm>(p, my_first + row) * p.o_row_stride +
+                   head_at<C::kForm>(p, my_first + row) * p.o_head_stride;
+        }
+        *reinterpret_cast<uint4*>(out + 2 * (at_row + 8 * piece)) = value;
       }
       named_barrier_sync(1 + group, 128);
     } else {
@@ -673,8 +687,9 @@ struct Prefill {
       if (thread == 0) {
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          tma_store_4d(&p.o, shared.o(group) + panel * (64 * 128), 64 * panel, rows.q_first + my_first,
-                       index.head, rows.q_batch);
+          const int row = rows.q_first + row_at<C::kForm>(p, my_first);
+          tma_store_4d(&p.o, shared.o(group) + panel * (64 * 128), 64 * panel, kGrouped ? index.head : row,
+                       kGrouped ? row : index.head, rows.q_batch);
         }
         bulk_commit();
         if constexpr (C::kOInQ) bulk_wait_read<0>();

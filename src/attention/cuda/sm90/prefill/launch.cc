@@ -1,6 +1,7 @@
 #include "attention/cuda/sm90/prefill/launch.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
@@ -8,6 +9,7 @@
 #include "attention/cuda/common/slots.h"
 #include "attention/cuda/common/tma.h"
 #include "attention/cuda/sm90/prefill/config.h"
+#include "attention/cuda/sm90/prefill/packing.h"
 #include "core/format.h"
 
 namespace tessera::attention::cuda::sm90 {
@@ -34,16 +36,30 @@ PrefillVariant chosen(const AttentionProblem& p) {
                                              : PrefillVariant::d64_three_by_128;
 }
 
+// Query rows of a tile.
+int rows_of(PrefillVariant variant) {
+  return variant == PrefillVariant::d64_four_by_64     ? 256
+         : variant == PrefillVariant::d64_three_by_128 ? 192
+                                                       : 128;
+}
+
 template <typename C>
 Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages) {
   typename C::Params params;
+  constexpr bool kGrouped = C::kForm == Form::grouped;
+  const int group = p.heads / p.kv_heads;
   const bool packed_q = p.cu_seqlens_q != nullptr, packed_k = p.cu_seqlens_k != nullptr;
   const bool paged = pages.table != nullptr;
   const auto map = [&](CUtensorMap* to, const char* what, Strided<const void*> tensor, bool packed,
-                       int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows) {
+                       int64_t batches, int64_t rows, int64_t heads, int64_t dim, int box_rows,
+                       bool grouped = false) {
     if (packed) {
       tensor.batch_stride = 0;
       batches = 1;
+    }
+    if (grouped) {
+      return group_map(to, what, p.dtype, tensor, batches, rows, heads, dim, group, 64 / group,
+                       Promotion::bytes_256);
     }
     return row_map(to, what, p.dtype, tensor, batches, rows, heads, dim, box_rows, Promotion::bytes_256);
   };
@@ -54,14 +70,14 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
       paged && pages.table_stride > 1 ? static_cast<int32_t>(std::gcd<int64_t>(pages.page, C::BN)) : C::BN;
   const int64_t k_rows = paged ? pages.page : params.total_k, k_batches = paged ? pages.pages : p.batch;
   TESSERA_RETURN_IF_ERROR(
-      map(&params.q, "q", t.q, packed_q, p.batch, params.total_q, p.heads, p.head_dim, 64));
+      map(&params.q, "q", t.q, packed_q, p.batch, params.total_q, p.heads, p.head_dim, 64, kGrouped));
   TESSERA_RETURN_IF_ERROR(map(&params.k, "k", t.k, packed_k && !paged, k_batches, k_rows, p.kv_heads,
                               p.head_dim, params.box_rows));
   TESSERA_RETURN_IF_ERROR(map(&params.v, "v", t.v, packed_k && !paged, k_batches, k_rows, p.kv_heads,
                               p.v_head_dim, params.box_rows));
   const Strided<const void*> o{t.o.data, t.o.batch_stride, t.o.row_stride, t.o.head_stride};
   TESSERA_RETURN_IF_ERROR(
-      map(&params.o, "o", o, packed_q, p.batch, params.total_q, p.heads, p.v_head_dim, 64));
+      map(&params.o, "o", o, packed_q, p.batch, params.total_q, p.heads, p.v_head_dim, 64, kGrouped));
   params.lse = t.lse;
   params.lse_head_stride = params.total_q;
   params.lse_batch_stride = packed_q ? 0 : int64_t{p.heads} * p.seqlen_q;
@@ -85,17 +101,20 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
   params.window_left = window(p.mask.window_left);
   params.window_right = p.mask.causal ? 0 : window(p.mask.window_right);
   params.scale_log2 = p.scale * 1.4426950408889634f;
-  const auto m_blocks = static_cast<uint32_t>((p.seqlen_q + C::kRows - 1) / C::kRows);
-  const auto group = static_cast<uint32_t>(p.heads / p.kv_heads);
-  const auto heads = static_cast<uint32_t>(p.batch * p.heads);
+  // A tile's head is a query head, or a whole group of as many times the rows.
+  const int64_t rows_of_head = kGrouped ? p.seqlen_q * group : p.seqlen_q;
+  const int heads_of_batch = kGrouped ? p.kv_heads : p.heads;
+  const auto m_blocks = static_cast<uint32_t>((rows_of_head + C::kRows - 1) / C::kRows);
+  const auto heads = static_cast<uint32_t>(p.batch * heads_of_batch);
   params.total_heads = static_cast<int32_t>(heads);
   params.tiles = static_cast<int32_t>(heads * m_blocks);
   params.m_blocks = Division(m_blocks);
-  params.heads = Division(static_cast<uint32_t>(p.heads));
-  params.group = Division(group);
+  params.heads = Division(static_cast<uint32_t>(heads_of_batch));
+  params.group = Division(static_cast<uint32_t>(group));
+  params.group_shift = kGrouped ? std::countr_zero(static_cast<uint32_t>(group)) : 0;
   const int64_t head_bytes = std::max<int64_t>(1, p.seqlen_k * C::D * 2 * 2);
   const auto section = static_cast<uint32_t>(
-      std::min<int64_t>(heads, std::max<int64_t>(1, kSectionBytes / head_bytes) * group));
+      std::min<int64_t>(heads, std::max<int64_t>(1, kSectionBytes / head_bytes) * (kGrouped ? 1 : group)));
   params.section_heads = Division(section);
   params.section_tiles = Division(section * m_blocks);
   params.next_tile = nullptr;
@@ -120,9 +139,13 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
 }
 
 template <template <typename, Sight, Form> class Config, typename T>
-Status run_form(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages) {
+Status run_form(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages,
+                bool packs) {
   const Mask& mask = p.mask;
   const bool window = mask.window_left >= 0 || (!mask.causal && mask.window_right >= 0);
+  if (packs && window) return run<Config<T, Sight::window, Form::grouped>>(launch, p, t, pages);
+  if (packs && mask.causal) return run<Config<T, Sight::causal, Form::grouped>>(launch, p, t, pages);
+  if (packs) return run<Config<T, Sight::full, Form::grouped>>(launch, p, t, pages);
   const bool ragged =
       p.cu_seqlens_q != nullptr || p.seqused_k != nullptr || p.leftpad_k != nullptr || pages.table != nullptr;
   if (ragged && window) return run<Config<T, Sight::window, Form::ragged>>(launch, p, t, pages);
@@ -141,7 +164,7 @@ bool is_general(const AttentionProblem& p) {
 
 template <typename T>
 Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages,
-                   PrefillVariant variant) {
+                   PrefillVariant variant, bool packs) {
   if (is_general(p)) {
     const int dim = std::max(p.head_dim, p.v_head_dim);
     if (dim > 128) return run<D256General<T, Sight::window, Form::general>>(launch, p, t, pages);
@@ -150,15 +173,15 @@ Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTenso
   }
   switch (variant) {
     case PrefillVariant::d64_four_by_64:
-      return run_form<D64FourBy64, T>(launch, p, t, pages);
+      return run_form<D64FourBy64, T>(launch, p, t, pages, packs);
     case PrefillVariant::d64_three_by_128:
-      return run_form<D64ThreeBy128, T>(launch, p, t, pages);
+      return run_form<D64ThreeBy128, T>(launch, p, t, pages, packs);
     case PrefillVariant::d96_two_by_128:
-      return run_form<D96TwoBy128, T>(launch, p, t, pages);
+      return run_form<D96TwoBy128, T>(launch, p, t, pages, packs);
     case PrefillVariant::d256_two_by_80:
-      return run_form<D256TwoBy80, T>(launch, p, t, pages);
+      return run_form<D256TwoBy80, T>(launch, p, t, pages, packs);
     default:
-      return run_form<D128TwoBy128, T>(launch, p, t, pages);
+      return run_form<D128TwoBy128, T>(launch, p, t, pages, packs);
   }
 }
 
@@ -178,13 +201,26 @@ Status prefill_supports(const AttentionProblem& p, const PageTable& pages) {
 }
 
 Status prefill(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, const PageTable& pages,
-               PrefillVariant variant) {
+               const PrefillTuning& tuning) {
   TESSERA_RETURN_IF_ERROR(prefill_supports(p, pages));
   const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_q : p.batch * p.seqlen_q;
   if (rows == 0) return {};
-  if (variant == PrefillVariant::automatic) variant = chosen(p);
-  return p.dtype == DType::f16 ? run_variant<__half>(launch, p, t, pages, variant)
-                               : run_variant<__nv_bfloat16>(launch, p, t, pages, variant);
+  if (tuning.groups == GroupTiles::packed && (is_general(p) || !can_pack(p.heads, p.kv_heads))) {
+    return unsupported(format("kv_heads={}: groups of {} heads do not pack into tiles of 64 rows", p.kv_heads,
+                              p.heads / p.kv_heads),
+                       "kv_heads");
+  }
+  const PrefillVariant variant = tuning.variant == PrefillVariant::automatic ? chosen(p) : tuning.variant;
+  const bool packs = prefill_packs(p, launch.device.multiprocessors, tuning);
+  return p.dtype == DType::f16 ? run_variant<__half>(launch, p, t, pages, variant, packs)
+                               : run_variant<__nv_bfloat16>(launch, p, t, pages, variant, packs);
+}
+
+bool prefill_packs(const AttentionProblem& p, int multiprocessors, const PrefillTuning& tuning) {
+  if (tuning.groups != GroupTiles::automatic) return tuning.groups == GroupTiles::packed;
+  const PrefillVariant variant = tuning.variant == PrefillVariant::automatic ? chosen(p) : tuning.variant;
+  return !is_general(p) &&
+         packing_pays(p.batch, p.seqlen_q, p.heads, p.kv_heads, rows_of(variant), multiprocessors);
 }
 
 }  // namespace tessera::attention::cuda::sm90

@@ -18,6 +18,15 @@ enum class PrefillVariant {
   d256_two_by_80,
 };
 
+// Rows of the heads of a group in tiles of their own or together (packing.h).
+enum class GroupTiles { automatic, apart, packed };
+
+// Performance only, for tests and benchmarks: the bits are the same for either of GroupTiles.
+struct PrefillTuning {
+  PrefillVariant variant = PrefillVariant::automatic;
+  GroupTiles groups = GroupTiles::automatic;
+};
+
 // K and V in pages: key j of batch b is row j % page of tensor batch table[b * table_stride + j / page].
 // seqused_k gives each batch's keys, seqlen_k the most that any may have (at most table_stride * page).
 struct PageTable {
@@ -35,6 +44,9 @@ Status prefill_supports(const AttentionProblem& problem, const PageTable& pages 
 // cu_seqlens. Reads Q once, K and V once for every 128 to 256 rows of a head (from L2 mostly), writes O once.
 // REQUIRES: validate(problem) and prefill_supports() are ok.
 Status prefill(tessera::cuda::Launch& launch, const AttentionProblem& problem, const ForwardTensors& tensors,
-               const PageTable& pages = {}, PrefillVariant variant = PrefillVariant::automatic);
+               const PageTable& pages = {}, const PrefillTuning& tuning = {});
+
+// Whether the call above packs the heads of a group into tiles, on so many multiprocessors.
+bool prefill_packs(const AttentionProblem& problem, int multiprocessors, const PrefillTuning& tuning = {});
 
 }  // namespace tessera::attention::cuda::sm90

@@ -46,3 +46,7 @@ Status launch_prefill(const tessera::cuda::Stream& stream, int blocks, const typ
   TESSERA_PREFILL_AS(Config<T, Sight::full, Form::ragged>);   \
   TESSERA_PREFILL_AS(Config<T, Sight::causal, Form::ragged>); \
   TESSERA_PREFILL_AS(Config<T, Sight::window, Form::ragged>)
+#define TESSERA_PREFILL_GROUPED(Config, T)                     \
+  TESSERA_PREFILL_AS(Config<T, Sight::full, Form::grouped>);   \
+  TESSERA_PREFILL_AS(Config<T, Sight::causal, Form::grouped>); \
+  TESSERA_PREFILL_AS(Config<T, Sight::window, Form::grouped>)

@@ -11,8 +11,9 @@
 namespace tessera::attention::cuda::sm90 {
 
 struct PrefillParams {
-  CUtensorMap q, k, v,
-      o;       // dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 64)
+  // Dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 64). Grouped, q and o are
+  // {dim, heads, rows, batches} in boxes of 64 x group x (64 / group).
+  CUtensorMap q, k, v, o;
   float* lse;  // row r of head h of batch b at b * lse_batch_stride + h * lse_head_stride + r; or null
   int64_t lse_batch_stride, lse_head_stride;
   int32_t* next_tile;                 // 0 between launches; null: tiles are dealt in turn
@@ -21,11 +22,12 @@ struct PrefillParams {
   float scale_log2;                   // scale * log2(e), above 0
   int32_t tiles;                      // of kRows rows, over all heads
   Division m_blocks;                  // tiles of one head
-  Division heads, group;              // head index -> batch and head; head -> kv head
+  Division heads, group;              // head index -> batch and head (grouped: kv head); head -> kv head
+  int32_t group_shift;                // grouped: of 1 << group_shift heads
   // Longest first: heads are taken in sections of kSectionBytes of K and V, and inside one the last rows
   // of every head come before those above them. section_tiles = section_heads * m_blocks.
   Division section_heads, section_tiles;
-  int32_t total_heads;  // batch * heads
+  int32_t total_heads;  // batch * heads (grouped: kv heads)
   int32_t box_rows;     // keys of one load; kKeys, or a page's where those are fewer
   // Ragged forms. Device pointers, null as in the problem.
   const int32_t *cu_seqlens_q, *cu_seqlens_k, *seqused_k, *leftpad_k;

@@ -10,8 +10,9 @@ namespace tessera::attention::cuda::sm90 {
 // What rows see: all keys; those up to their own position; a window.
 enum class Sight { full, causal, window };
 // Batches of one length in tensors of their own; sequences of any length, in packed tensors, in pages, with
-// unused keys; and those with scores that are more than products: softcap, ALiBi, masks, ancestors, dropout.
-enum class Form { dense, ragged, general };
+// unused keys; those with scores that are more than products: softcap, ALiBi, masks, ancestors, dropout; and
+// ragged's sequences, or dense's, with the query heads of a kv head's group in one tile (packing.h).
+enum class Form { dense, ragged, general, grouped };
 
 // Where one batch's rows and keys lie, and which there are.
 struct Sequence {
@@ -49,12 +50,27 @@ TESSERA_HOST_DEVICE Sequence sequence(const PrefillParams& p, int batch) {
   return s;
 }
 
-// Rows [m * rows, (m + 1) * rows) of head `head` of batch `batch`.
+// Rows [m * rows, (m + 1) * rows) of head `head` of batch `batch`; grouped, of the group that begins there.
 struct TileIndex {
   int m, head, batch, kv_head;
 };
 
-template <bool kLongestFirst>
+// Where a tile's head has its rows in a sequence: row `row` is the sequence's row row_at(), of the head that
+// is head_at() behind the tile's. Grouped, the heads of a group lie inside of the sequence's rows.
+template <Form kForm>
+TESSERA_HOST_DEVICE int row_count(const PrefillParams& p, const Sequence& s) {
+  return kForm == Form::grouped ? s.rows << p.group_shift : s.rows;
+}
+template <Form kForm>
+TESSERA_HOST_DEVICE int row_at(const PrefillParams& p, int row) {
+  return kForm == Form::grouped ? row >> p.group_shift : row;
+}
+template <Form kForm>
+TESSERA_HOST_DEVICE int head_at(const PrefillParams& p, int row) {
+  return kForm == Form::grouped ? row & ((1 << p.group_shift) - 1) : 0;
+}
+
+template <bool kLongestFirst, bool kGrouped = false>
 TESSERA_HOST_DEVICE TileIndex tile_index(const PrefillParams& p, int tile) {
   uint32_t m, head;
   const auto t = static_cast<uint32_t>(tile);
@@ -74,6 +90,10 @@ TESSERA_HOST_DEVICE TileIndex tile_index(const PrefillParams& p, int tile) {
   }
   const uint32_t batch = p.heads.quotient(head);
   const uint32_t inside = head - batch * p.heads.divisor;
+  if constexpr (kGrouped) {
+    return {static_cast<int>(m), static_cast<int>(inside << p.group_shift), static_cast<int>(batch),
+            static_cast<int>(inside)};
+  }
   return {static_cast<int>(m), static_cast<int>(inside), static_cast<int>(batch),
           static_cast<int>(p.group.quotient(inside))};
 }
