@@ -266,16 +266,19 @@ TEST_F(PrefillGrouped, GroupsThatDoNotDivideATileAreRefusedWhenAskedFor) {
   EXPECT_EQ(cuda::sm90::prefill(*launch_, p, {}, {}, {.groups = GroupTiles::packed}).field(), "kv_heads");
 }
 
-TEST(PrefillPacking, PaysWhereFewRowsLeaveTilesEmptyAndRoundsAreSaved) {
+TEST(PrefillPacking, PaysWhereFewRowsLeaveTilesEmptyAndTimeIsSaved) {
   using cuda::sm90::packing_pays;
   // 64 sequences of 17 rows, 32 heads over 8: 2,048 tiles of 17 rows, or 512 of 68.
   EXPECT_TRUE(packing_pays(64, 17, 32, 8, 128, 132));
   // Full tiles.
   EXPECT_FALSE(packing_pays(64, 128, 32, 8, 128, 132));
   EXPECT_FALSE(packing_pays(64, 4096, 32, 8, 128, 132));
-  // 130 rows: two tiles of a head, or 5 of four heads instead of 8.
+  // 130 rows: two tiles of a head, 8 of four; or 5.
   EXPECT_TRUE(packing_pays(64, 130, 32, 8, 128, 132));
-  // One sequence: 32 tiles at once, or 8 that take as long.
+  // 64 rows of two heads: two warpgroups beside each other hide more of each other than one alone.
+  EXPECT_TRUE(packing_pays(64, 64, 16, 8, 128, 132));
+  EXPECT_FALSE(packing_pays(64, 192, 32, 8, 128, 132));
+  // One sequence: 32 tiles at once, or 8 that take longer.
   EXPECT_FALSE(packing_pays(1, 17, 32, 8, 128, 132));
   EXPECT_FALSE(packing_pays(64, 17, 32, 32, 128, 132));
   EXPECT_FALSE(packing_pays(64, 17, 28, 4, 128, 132)) << "groups of 7";

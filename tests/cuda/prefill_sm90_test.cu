@@ -389,10 +389,10 @@ TEST_F(PrefillSm90, WhatItDoesNotTakeIsNamed) {
   p.head_dim = 192;
   EXPECT_TRUE(cuda::sm90::prefill_supports(p).ok());
   const auto* table = reinterpret_cast<const int32_t*>(16);
+  p.seqlen_k = 30;
   EXPECT_TRUE(cuda::sm90::prefill_supports(p, {table, 2, 24, 1}).ok());
   EXPECT_EQ(cuda::sm90::prefill_supports(p, {table, 2, 20, 1}).field(), "block_size");
-  EXPECT_TRUE(
-      cuda::sm90::prefill_supports(p, {table, 1, 20, 1}).ok());  // one page holds all of a batch's keys
+  EXPECT_TRUE(cuda::sm90::prefill_supports(p, {table, 1, 30, 1}).ok());  // one page holds all keys
   p.mask.tensor.kind = MaskKind::boolean;
   EXPECT_TRUE(cuda::sm90::prefill_supports(p).ok());
   EXPECT_EQ(cuda::sm90::prefill_supports(p, {table, 2, 24, 1}).field(), "mask");

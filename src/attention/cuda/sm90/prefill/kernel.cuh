@@ -25,7 +25,8 @@
 //     has used yet.
 //  3. Every role walks the same tiles and, in each, the same blocks from the last to the first; a warpgroup
 //  whose
-//     rows do not reach a block waits for its stage and releases it.
+//     rows do not reach a block waits for its stage and releases it, one without rows every stage of the
+//     tile.
 #pragma once
 
 #include <cstdint>
@@ -439,6 +440,19 @@ struct Prefill {
       }
       const KeyBlocks all = blocks_of(p, rows, first, at_most(first + C::kRows, count) - 1);
       const int my_first = first + 64 * group;
+      if (kRagged && my_first >= count) {
+        // A warpgroup without rows leaves the tensor cores to the others.
+        const uint32_t stage = group * C::kQBuffers + q_at.stage;
+        shared.q_ring().wait(stage, q_at.phase);
+        q_at.next();
+        if constexpr (C::kOInQ) named_barrier_sync(1 + group, 128);
+        __syncwarp();
+        if (C::kOInQ ? thread == 0 : lane == 0) shared.q_ring().release(stage);
+#pragma unroll 1
+        for (int block = all.high - 1; block >= all.low; --block) skip(shared, k_at, v_at, lane);
+        tile = next_tile(shared, tiles, tile, lane);
+        continue;
+      }
       const KeyBlocks mine = blocks_of(p, rows, my_first, my_first + 63);
       const int low = at_least(mine.low, all.low), high = at_least(at_most(mine.high, all.high), low + 1);
       const uint32_t q_stage = group * C::kQBuffers + q_at.stage;

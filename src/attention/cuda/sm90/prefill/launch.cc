@@ -65,9 +65,9 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
   };
   params.total_q = static_cast<int32_t>(packed_q ? p.total_q : p.seqlen_q);
   params.total_k = static_cast<int32_t>(packed_k ? p.total_k : p.seqlen_k);
-  // A box must not reach into the next page; past a batch's only one there is nothing to reach into.
+  // A box must not reach into the next page; where one holds all keys there is none.
   params.box_rows =
-      paged && pages.table_stride > 1 ? static_cast<int32_t>(std::gcd<int64_t>(pages.page, C::BN)) : C::BN;
+      paged && pages.page < p.seqlen_k ? static_cast<int32_t>(std::gcd<int64_t>(pages.page, C::BN)) : C::BN;
   const int64_t k_rows = paged ? pages.page : params.total_k, k_batches = paged ? pages.pages : p.batch;
   TESSERA_RETURN_IF_ERROR(
       map(&params.q, "q", t.q, packed_q, p.batch, params.total_q, p.heads, p.head_dim, 64, kGrouped));
@@ -146,8 +146,10 @@ Status run_form(Launch& launch, const AttentionProblem& p, const ForwardTensors&
   if (packs && window) return run<Config<T, Sight::window, Form::grouped>>(launch, p, t, pages);
   if (packs && mask.causal) return run<Config<T, Sight::causal, Form::grouped>>(launch, p, t, pages);
   if (packs) return run<Config<T, Sight::full, Form::grouped>>(launch, p, t, pages);
-  const bool ragged =
-      p.cu_seqlens_q != nullptr || p.seqused_k != nullptr || p.leftpad_k != nullptr || pages.table != nullptr;
+  // Also where warpgroups of a head's only tile have no rows: the ragged form's do nothing then.
+  const bool ragged = p.cu_seqlens_q != nullptr || p.seqused_k != nullptr || p.leftpad_k != nullptr ||
+                      pages.table != nullptr ||
+                      p.seqlen_q <= Config<T, Sight::full, Form::ragged>::kRows - 64;
   if (ragged && window) return run<Config<T, Sight::window, Form::ragged>>(launch, p, t, pages);
   if (ragged && mask.causal) return run<Config<T, Sight::causal, Form::ragged>>(launch, p, t, pages);
   if (ragged) return run<Config<T, Sight::full, Form::ragged>>(launch, p, t, pages);
@@ -191,10 +193,11 @@ Status prefill_supports(const AttentionProblem& p, const PageTable& pages) {
   const auto no = [](const char* field, const std::string& message) { return unsupported(message, field); };
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return no("dtype", "sm90 prefill takes bf16 and f16");
   if (p.seqlen_k == 0 && pages.table == nullptr) return no("seqlen_k", "sm90 prefill takes at least one key");
-  if (pages.table != nullptr && (p.mask.tensor.kind != MaskKind::none || p.mask.ancestors.tree_keys != 0)) {
-    return no("mask", "sm90 prefill takes pages without mask tensors and ancestors");
+  if ((pages.table != nullptr || pages.added != 0) &&
+      (p.mask.tensor.kind != MaskKind::none || p.mask.ancestors.tree_keys != 0)) {
+    return no("mask", "sm90 prefill takes pages and added keys without mask tensors and ancestors");
   }
-  if (pages.table != nullptr && pages.table_stride > 1 && (pages.page < 8 || pages.page % 8 != 0)) {
+  if (pages.table != nullptr && pages.page < p.seqlen_k && (pages.page < 8 || pages.page % 8 != 0)) {
     return no("block_size", format("sm90 prefill takes pages of a multiple of 8 keys, not {}", pages.page));
   }
   return {};

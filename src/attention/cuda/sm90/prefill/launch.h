@@ -32,7 +32,7 @@ struct PrefillTuning {
 struct PageTable {
   const int32_t* table = nullptr;  // device; null: K and V are not paged
   int64_t table_stride = 0;
-  int64_t page = 0;   // keys: a multiple of 8, or of any number where a batch has one page (table_stride 1)
+  int64_t page = 0;   // keys: a multiple of 8, or any number of at least seqlen_k
   int64_t pages = 0;  // of the cache; ids outside are clamped
   int64_t added = 0;  // with seqused_k, paged or not: keys of every batch behind those it counts
 };
@@ -41,8 +41,9 @@ struct PageTable {
 Status prefill_supports(const AttentionProblem& problem, const PageTable& pages = {});
 
 // o and lse of `problem`, all pointers on the device, on launch.stream; problem.total_q and total_k with
-// cu_seqlens. Reads Q once, K and V once for every 128 to 256 rows of a head (from L2 mostly), writes O once.
-// REQUIRES: validate(problem) and prefill_supports() are ok.
+// cu_seqlens. Reads Q once, K and V once for every 128 to 256 rows of a head, or of a group's heads where
+// those are packed (from L2 mostly), writes O once. REQUIRES: validate(problem) and prefill_supports() are
+// ok.
 Status prefill(tessera::cuda::Launch& launch, const AttentionProblem& problem, const ForwardTensors& tensors,
                const PageTable& pages = {}, const PrefillTuning& tuning = {});
 

@@ -23,7 +23,6 @@ struct PrefillParams {
   int32_t tiles;                      // of kRows rows, over all heads
   Division m_blocks;                  // tiles of one head
   Division heads, group;              // head index -> batch and head (grouped: kv head); head -> kv head
-  int32_t group_shift;                // grouped: of 1 << group_shift heads
   // Longest first: heads are taken in sections of kSectionBytes of K and V, and inside one the last rows
   // of every head come before those above them. section_tiles = section_heads * m_blocks.
   Division section_heads, section_tiles;
@@ -31,7 +30,6 @@ struct PrefillParams {
   int32_t box_rows;     // keys of one load; kKeys, or a page's where those are fewer
   // Ragged forms. Device pointers, null as in the problem.
   const int32_t *cu_seqlens_q, *cu_seqlens_k, *seqused_k, *leftpad_k;
-  int32_t added;               // keys of each batch beyond what seqused_k says
   int32_t total_q, total_k;    // rows of all sequences, where cu_seqlens are
   const int32_t* block_table;  // [batch][table_stride] or null
   int32_t table_stride, pages;
@@ -40,6 +38,9 @@ struct PrefillParams {
   void* o_data;
   int64_t o_batch_stride, o_row_stride, o_head_stride;
   int32_t v_head_dim;
+  // Behind all that the plain form reads, whose code is recorded (tests/cuda/code_test.py).
+  int32_t added;        // keys of each batch beyond what seqused_k says
+  int32_t group_shift;  // grouped: of 1 << group_shift heads
 };
 
 // Form::general's. window_left and window_right only bound the blocks that are walked; features says what a
