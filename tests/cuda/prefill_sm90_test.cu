@@ -281,25 +281,62 @@ TEST_F(PrefillSm90, Windows) {
   }
 }
 TEST_F(PrefillSm90, EveryVariantTakesEveryProblem) {
-  for (const PrefillVariant variant : {PrefillVariant::d64_four_by_64, PrefillVariant::d64_three_by_128}) {
+  for (const auto& [variant, d] : {std::pair{PrefillVariant::d64_four_by_64, 64},
+                                   {PrefillVariant::d64_three_by_128, 64},
+                                   {PrefillVariant::d256_two_by_80, 256},
+                                   {PrefillVariant::d256_two_by_80_registers, 200},
+                                   {PrefillVariant::d256_two_by_80_registers, 256},
+                                   {PrefillVariant::d256_two_by_64_registers, 256}}) {
     for (const bool causal : {false, true}) {
       check({.batch = 2,
              .seqlen_q = 900,
              .seqlen_k = 900,
              .heads = 3,
              .kv_heads = 3,
-             .head_dim = 64,
+             .head_dim = d,
              .causal = causal,
+             .spikes = d > 64,
+             .gap = d == 200 ? 8 : 0,
              .variant = variant});
       check({.batch = 1,
              .seqlen_q = 257,
              .seqlen_k = 700,
              .heads = 4,
              .kv_heads = 1,
-             .head_dim = 64,
+             .head_dim = d,
              .causal = causal,
              .left = 100,
              .variant = variant});
+    }
+  }
+}
+// How a tile's output gets to the tensor does not change it, on however few blocks and however short the
+// tiles.
+TEST_F(PrefillSm90, OutputFromRegistersHasTheSameBits) {
+  const int all = launch_->device.multiprocessors;
+  for (const bool causal : {false, true}) {
+    for (const int64_t s : {33, 80, 300, 1025}) {
+      Case c{.batch = 3,
+             .seqlen_q = s,
+             .seqlen_k = s,
+             .heads = 8,
+             .kv_heads = 2,
+             .head_dim = 256,
+             .causal = causal,
+             .variant = PrefillVariant::d256_two_by_80};
+      Attempt shared(c);
+      ASSERT_TRUE(shared.forward(*launch_).ok());
+      c.variant = PrefillVariant::d256_two_by_80_registers;
+      Attempt registers(c);
+      for (const int blocks : {all, 13, 1}) {
+        for (int repeat = 0; repeat < 5; ++repeat) {
+          launch_->device.multiprocessors = blocks;
+          ASSERT_TRUE(registers.forward(*launch_).ok());
+          launch_->device.multiprocessors = all;
+          ASSERT_TRUE(registers.bits() == shared.bits()) << c.text() << " on " << blocks << " blocks";
+          ASSERT_TRUE(registers.lse() == shared.lse()) << c.text() << " on " << blocks << " blocks";
+        }
+      }
     }
   }
 }

@@ -38,6 +38,8 @@ struct PrefillConfig {
   static constexpr int kQBytes = kPanels * 64 * 128, kTileBytes = kPanels * BN * 128;
   // Where shared memory is short the output takes Q's place, and the next tile's Q waits for its store.
   static constexpr bool kOInQ = D > 192;
+  // Or it goes to the tensor from registers, and Q's place is free as soon as its last product is done.
+  static constexpr bool kFromRegisters = false;
   // Shared memory: Q and O of every warpgroup, K and V stages, barriers. 1024 bytes more to align it.
   static constexpr int kO = kGroups * kQBuffers * kQBytes, kK = kO + (kOInQ ? 0 : kGroups * kQBytes),
                        kV = kK + kStages * kTileBytes;
@@ -57,6 +59,17 @@ template <typename T, Sight kSight, Form kForm>
 using D128TwoBy128 = PrefillConfig<T, 128, 2, 128, 2, true, kSight, kForm>;
 template <typename T, Sight kSight, Form kForm>
 using D256TwoBy80 = PrefillConfig<T, 256, 2, 80, 2, false, kSight, kForm>;
+
+// D = 256 with the output from registers: the next tile's Q comes while this one's output is written. By 64
+// keys a causal tile of few blocks wastes less on its diagonal.
+template <typename Element, int kKeys, Sight kSight, Form kForm>
+struct D256FromRegisters : PrefillConfig<Element, 256, 2, kKeys, 2, false, kSight, kForm> {
+  static constexpr bool kOInQ = false, kFromRegisters = true;
+};
+template <typename T, Sight kSight, Form kForm>
+using D256TwoBy80Registers = D256FromRegisters<T, 80, kSight, kForm>;
+template <typename T, Sight kSight, Form kForm>
+using D256TwoBy64Registers = D256FromRegisters<T, 64, kSight, kForm>;
 
 // Scores that are more than products need registers for their own: narrower blocks of keys, Q in shared
 // memory. At D = 256 O alone is 128 registers, and ptxas spills 196 bytes into the loop over keys where both

@@ -637,6 +637,47 @@ struct Prefill {
     return 1.0f;
   }
 
+  // Rows of o times inverse, from registers to the tensor. The lanes of a quad exchange words until each
+  // holds 16 bytes of a row, so that they write 64 bytes beside each other.
+  static __device__ __forceinline__ void store_rows(const Params& p, const TileIndex& index, const Rows& rows,
+                                                    int first, int count, const float (&o)[D / 2],
+                                                    const float (&inverse)[2]) {
+    const int lane = static_cast<int>(threadIdx.x & 31), t = lane & 3;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int at = first + (lane >> 2) + 8 * row;
+      char* const out =
+          static_cast<char*>(p.o_data) +
+          2 * (rows.q_batch * p.o_batch_stride + (index.head + head_at<C::kForm>(p, at)) * p.o_head_stride +
+               (rows.q_first + row_at<C::kForm>(p, at)) * p.o_row_stride);
+#pragma unroll
+      for (int j = 0; j < D / 32; ++j) {
+        // Word i: this lane's two columns of the 8 columns 4 * j + i. Transposed within the quad.
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int e = 4 * (4 * j + i) + 2 * row;
+          w[i] = pack2<T>(o[e] * inverse[row], o[e + 1] * inverse[row]);
+        }
+#pragma unroll
+        for (int distance = 1; distance <= 2; distance *= 2) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if ((i & distance) != 0) continue;
+            uint32_t& low = w[i];
+            uint32_t& high = w[i + distance];
+            const bool upper = (t & distance) != 0;
+            const uint32_t came = __shfl_xor_sync(0xffffffffu, upper ? low : high, distance);
+            (upper ? low : high) = came;
+          }
+        }
+        const int piece = 4 * j + t;
+        if (at < count && 8 * piece < p.v_head_dim)
+          *reinterpret_cast<uint4*>(out + 16 * piece) = make_uint4(w[0], w[1], w[2], w[3]);
+      }
+    }
+  }
+
   // o / l through shared memory to the tensor, LSE from the rows' first lanes.
   static __device__ __forceinline__ void finish(const Params& p, const Shared& shared, int group, int tile,
                                                 float (&o)[D / 2], RowPair& state) {
@@ -659,58 +700,62 @@ struct Prefill {
     }
     // The warpgroup's four warps meet here, twice a tile: without it they drift apart from tile to tile, and
     // short causal tiles had wrong bits (docs/decisions/hopper-forward.md).
-    if (!C::kOInQ && thread == 0) bulk_wait_read<0>();  // the store of the tile before
+    if (!C::kOInQ && !C::kFromRegisters && thread == 0) bulk_wait_read<0>();  // the store of the tile before
     named_barrier_sync(1 + group, 128);
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      uint32_t r[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        r[i] = pack2<T>(o[8 * step + 2 * i] * inverse[i & 1], o[8 * step + 2 * i + 1] * inverse[i & 1]);
-      }
-      stmatrix_x4(shared.o(group) + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)),
-                  r[0], r[1], r[2], r[3]);
-    }
-    const int left = count - my_first;
-    if (kRagged && left < 64) {
-      // The rows behind are another sequence's.
-      named_barrier_sync(1 + group, 128);
-      char* const out =
-          static_cast<char*>(p.o_data) + 2 * (rows.q_batch * p.o_batch_stride + index.head * p.o_head_stride +
-                                              (rows.q_first + (kGrouped ? 0 : my_first)) * p.o_row_stride);
-      const int pieces = p.v_head_dim / 8;
-#pragma unroll 1
-      for (int at = thread; at < left * pieces; at += 128) {
-        const int row = at / pieces, piece = at - row * pieces;
-        uint4 value;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                     : "r"(shared.o(group) + swizzled_offset<64>(row, piece))
-                     : "memory");
-        int64_t at_row = row * p.o_row_stride;
-        if constexpr (kGrouped) {
-          at_row = row_at<C::kForm>(p, my_first + row) * p.o_row_stride +
-                   head_at<C::kForm>(p, my_first + row) * p.o_head_stride;
-        }
-        *reinterpret_cast<uint4*>(out + 2 * (at_row + 8 * piece)) = value;
-      }
-      named_barrier_sync(1 + group, 128);
+    if constexpr (C::kFromRegisters) {
+      store_rows(p, index, rows, my_first + 16 * warp, count, o, inverse);
     } else {
-      fence_async_shared();
-      named_barrier_sync(1 + group, 128);
-      if (thread == 0) {
 #pragma unroll
-        for (int panel = 0; panel < kPanels; ++panel) {
-          const int row = rows.q_first + row_at<C::kForm>(p, my_first);
-          tma_store_4d(&p.o, shared.o(group) + panel * (64 * 128), 64 * panel, kGrouped ? index.head : row,
-                       kGrouped ? row : index.head, rows.q_batch);
+      for (int step = 0; step < D / 16; ++step) {
+        uint32_t r[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          r[i] = pack2<T>(o[8 * step + 2 * i] * inverse[i & 1], o[8 * step + 2 * i + 1] * inverse[i & 1]);
         }
-        bulk_commit();
-        if constexpr (C::kOInQ) bulk_wait_read<0>();
+        stmatrix_x4(shared.o(group) + swizzled_offset<64>(16 * warp + (lane & 15), 2 * step + (lane >> 4)),
+                    r[0], r[1], r[2], r[3]);
       }
-    }
-    if constexpr (C::kOInQ) {
-      if (thread == 0) shared.q_ring().release(group);
+      const int left = count - my_first;
+      if (kRagged && left < 64) {
+        // The rows behind are another sequence's.
+        named_barrier_sync(1 + group, 128);
+        char* const out = static_cast<char*>(p.o_data) +
+                          2 * (rows.q_batch * p.o_batch_stride + index.head * p.o_head_stride +
+                               (rows.q_first + (kGrouped ? 0 : my_first)) * p.o_row_stride);
+        const int pieces = p.v_head_dim / 8;
+#pragma unroll 1
+        for (int at = thread; at < left * pieces; at += 128) {
+          const int row = at / pieces, piece = at - row * pieces;
+          uint4 value;
+          asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                       : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                       : "r"(shared.o(group) + swizzled_offset<64>(row, piece))
+                       : "memory");
+          int64_t at_row = row * p.o_row_stride;
+          if constexpr (kGrouped) {
+            at_row = row_at<C::kForm>(p, my_first + row) * p.o_row_stride +
+                     head_at<C::kForm>(p, my_first + row) * p.o_head_stride;
+          }
+          *reinterpret_cast<uint4*>(out + 2 * (at_row + 8 * piece)) = value;
+        }
+        named_barrier_sync(1 + group, 128);
+      } else {
+        fence_async_shared();
+        named_barrier_sync(1 + group, 128);
+        if (thread == 0) {
+#pragma unroll
+          for (int panel = 0; panel < kPanels; ++panel) {
+            const int row = rows.q_first + row_at<C::kForm>(p, my_first);
+            tma_store_4d(&p.o, shared.o(group) + panel * (64 * 128), 64 * panel, kGrouped ? index.head : row,
+                         kGrouped ? row : index.head, rows.q_batch);
+          }
+          bulk_commit();
+          if constexpr (C::kOInQ) bulk_wait_read<0>();
+        }
+      }
+      if constexpr (C::kOInQ) {
+        if (thread == 0) shared.q_ring().release(group);
+      }
     }
   }
 };

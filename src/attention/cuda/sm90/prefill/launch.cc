@@ -182,6 +182,10 @@ Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTenso
       return run_form<D96TwoBy128, T>(launch, p, t, pages, packs);
     case PrefillVariant::d256_two_by_80:
       return run_form<D256TwoBy80, T>(launch, p, t, pages, packs);
+    case PrefillVariant::d256_two_by_80_registers:
+      return run_form<D256TwoBy80Registers, T>(launch, p, t, pages, packs);
+    case PrefillVariant::d256_two_by_64_registers:
+      return run_form<D256TwoBy64Registers, T>(launch, p, t, pages, packs);
     default:
       return run_form<D128TwoBy128, T>(launch, p, t, pages, packs);
   }

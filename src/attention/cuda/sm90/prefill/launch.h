@@ -16,6 +16,8 @@ enum class PrefillVariant {
   d96_two_by_128,
   d128_two_by_128,
   d256_two_by_80,
+  d256_two_by_80_registers,  // o from registers; the bits of d256_two_by_80
+  d256_two_by_64_registers,
 };
 
 // Rows of the heads of a group in tiles of their own or together (packing.h).

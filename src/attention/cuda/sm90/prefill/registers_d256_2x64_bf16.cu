@@ -1,0 +1,10 @@
+// ptxas-spill-bytes: 96
+// In the producer and around the loop over tiles, none inside the loop over keys.
+#include "attention/cuda/sm90/prefill/launch_kernel.cuh"
+
+namespace tessera::attention::cuda::sm90 {
+
+TESSERA_PREFILL(D256TwoBy64Registers, __nv_bfloat16);
+TESSERA_PREFILL_GROUPED(D256TwoBy64Registers, __nv_bfloat16);
+
+}  // namespace tessera::attention::cuda::sm90
