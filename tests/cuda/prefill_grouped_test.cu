@@ -199,8 +199,10 @@ const Mask kMasks[] = {mask_of(false), mask_of(true), mask_of(true, 70), mask_of
 
 TEST_F(PrefillGrouped, RowsHaveTheBitsOfTilesOfOneHead) {
   for (const int head_dim : {64, 96, 128, 256}) {
-    for (const int group : {2, 4, 8, 16}) {
-      if (head_dim == 96 && group != 4) continue;
+    for (const int group : {2, 3, 4, 5, 7, 8, 16}) {
+      // Of groups that leave rows idle each size has some.
+      if (head_dim == 96 && group != 4 && group != 7) continue;
+      if (head_dim != 128 && (group == 3 || group == 5)) continue;
       Inputs inputs({.group = group, .kv_heads = group > 4 ? 1 : 2, .head_dim = head_dim});
       for (const int64_t rows : {1, 5, 17, 33, 64, 100, 130}) {
         for (const Mask& mask : kMasks) {
@@ -231,11 +233,13 @@ TEST_F(PrefillGrouped, EveryVariantDtypeAndGap) {
   }
   Inputs widest({.most_q = 5, .group = 64, .kv_heads = 1, .head_dim = 128});
   widest.compare(*launch_, 5, mask_of(true));
+  Inputs idle({.most_q = 5, .group = 40, .kv_heads = 1, .head_dim = 256});
+  idle.compare(*launch_, 5, mask_of(true));
 }
 
 TEST_F(PrefillGrouped, PagesAndPackedRows) {
   for (const int head_dim : {64, 128, 256}) {
-    for (const int group : {2, 4, 8}) {
+    for (const int group : {2, 6, 8}) {
       for (const int64_t page : {0, 16, 64}) {
         for (const bool packed : {false, true}) {
           if (page == 0 && !packed) continue;
@@ -255,14 +259,16 @@ TEST_F(PrefillGrouped, PagesAndPackedRows) {
   }
 }
 
-TEST_F(PrefillGrouped, GroupsThatDoNotDivideATileAreRefusedWhenAskedFor) {
+TEST_F(PrefillGrouped, GroupsThatAreNoneOrTooLargeAreRefusedWhenAskedFor) {
   AttentionProblem p;
   p.batch = p.seqlen_q = p.seqlen_k = 1;
-  p.heads = 6;
+  p.heads = 130;
   p.kv_heads = 2;
   p.head_dim = p.v_head_dim = 64;
   p.dtype = DType::bf16;
   p.scale = 1.0f;
+  EXPECT_EQ(cuda::sm90::prefill(*launch_, p, {}, {}, {.groups = GroupTiles::packed}).field(), "kv_heads");
+  p.kv_heads = p.heads;
   EXPECT_EQ(cuda::sm90::prefill(*launch_, p, {}, {}, {.groups = GroupTiles::packed}).field(), "kv_heads");
 }
 
@@ -281,7 +287,8 @@ TEST(PrefillPacking, PaysWhereFewRowsLeaveTilesEmptyAndTimeIsSaved) {
   // One sequence: 32 tiles at once, or 8 that take longer.
   EXPECT_FALSE(packing_pays(1, 17, 32, 8, 128, 132));
   EXPECT_FALSE(packing_pays(64, 17, 32, 32, 128, 132));
-  EXPECT_FALSE(packing_pays(64, 17, 28, 4, 128, 132)) << "groups of 7";
+  EXPECT_TRUE(packing_pays(64, 17, 28, 4, 128, 132)) << "groups of 7: 9 positions in 63 of 64 rows";
+  EXPECT_FALSE(packing_pays(64, 17, 130, 2, 128, 132)) << "groups of 65";
   EXPECT_FALSE(packing_pays(64, 17, 32, 0, 128, 132));
 }
 

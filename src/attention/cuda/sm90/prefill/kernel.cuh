@@ -384,7 +384,8 @@ struct Prefill {
           for (int group = 0; group < kGroups; ++group) {
             const uint32_t stage = group * C::kQBuffers + q_at.stage;
             shared.q_ring().acquire(stage, q_at.phase);
-            shared.q_ring().expect(stage, C::kQBytes);
+            shared.q_ring().expect(
+                stage, kGrouped ? p.positions.divisor * p.group.divisor * (kPanels * 128) : C::kQBytes);
 #pragma unroll
             for (int panel = 0; panel < kPanels; ++panel) {
               const int row = rows.q_first + row_at<C::kForm>(p, first + 64 * group);
@@ -672,7 +673,7 @@ struct Prefill {
           }
         }
         const int piece = 4 * j + t;
-        if (at < count && 8 * piece < p.v_head_dim)
+        if (at < count && !is_idle<C::kForm>(p, at) && 8 * piece < p.v_head_dim)
           *reinterpret_cast<uint4*>(out + 16 * piece) = make_uint4(w[0], w[1], w[2], w[3]);
       }
     }
@@ -692,7 +693,7 @@ struct Prefill {
       const bool empty = state.m[row] == -INFINITY;  // nothing seen: o = 0, LSE = -inf
       inverse[row] = empty ? 0.0f : (kGeneral ? keep_scale(p) : 1.0f) * reciprocal_fast(sum);
       const int at = my_first + 16 * warp + (lane >> 2) + 8 * row;
-      if (p.lse != nullptr && (lane & 3) == 0 && at < count) {
+      if (p.lse != nullptr && (lane & 3) == 0 && at < count && !is_idle<C::kForm>(p, at)) {
         float* const lse = p.lse + rows.q_batch * p.lse_batch_stride +
                            (index.head + head_at<C::kForm>(p, at)) * p.lse_head_stride + rows.q_first;
         lse[row_at<C::kForm>(p, at)] = empty ? -INFINITY : (state.m[row] + log2_fast(sum)) * kLn2;
@@ -778,6 +779,14 @@ __global__ __launch_bounds__(C::kThreads,
     shared.q_ring().init(C::kGroups * C::kQBuffers, 1, C::kOInQ ? 1 : 4);
     shared.tile_ring().init(2, 1, 4 * C::kGroups + 1);
     fence_barrier_init();
+  }
+  if constexpr (C::kForm == Form::grouped) {
+    // Idle rows of Q are never loaded: numbers, so that no NaN among them asks for a block once more.
+    for (uint32_t at = 16 * threadIdx.x; at < C::kGroups * C::kQBuffers * C::kQBytes;
+         at += 16 * C::kThreads) {
+      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(shared.base + at), "r"(0) : "memory");
+    }
+    fence_async_shared();
   }
   __syncthreads();
   if (group < 0) {

@@ -1,7 +1,6 @@
 #include "attention/cuda/sm90/prefill/launch.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <numeric>
 
@@ -102,7 +101,7 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
   params.window_right = p.mask.causal ? 0 : window(p.mask.window_right);
   params.scale_log2 = p.scale * 1.4426950408889634f;
   // A tile's head is a query head, or a whole group of as many times the rows.
-  const int64_t rows_of_head = kGrouped ? p.seqlen_q * group : p.seqlen_q;
+  const int64_t rows_of_head = kGrouped ? packed_rows(p.seqlen_q, group) : p.seqlen_q;
   const int heads_of_batch = kGrouped ? p.kv_heads : p.heads;
   const auto m_blocks = static_cast<uint32_t>((rows_of_head + C::kRows - 1) / C::kRows);
   const auto heads = static_cast<uint32_t>(p.batch * heads_of_batch);
@@ -111,7 +110,8 @@ Status run(Launch& launch, const AttentionProblem& p, const ForwardTensors& t, c
   params.m_blocks = Division(m_blocks);
   params.heads = Division(static_cast<uint32_t>(heads_of_batch));
   params.group = Division(static_cast<uint32_t>(group));
-  params.group_shift = kGrouped ? std::countr_zero(static_cast<uint32_t>(group)) : 0;
+  params.positions = Division(static_cast<uint32_t>(std::max(1, 64 / group)));
+  params.position_of = (65536 + group - 1) / group;
   const int64_t head_bytes = std::max<int64_t>(1, p.seqlen_k * C::D * 2 * 2);
   const auto section = static_cast<uint32_t>(
       std::min<int64_t>(heads, std::max<int64_t>(1, kSectionBytes / head_bytes) * (kGrouped ? 1 : group)));
@@ -213,9 +213,9 @@ Status prefill(Launch& launch, const AttentionProblem& p, const ForwardTensors& 
   const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_q : p.batch * p.seqlen_q;
   if (rows == 0) return {};
   if (tuning.groups == GroupTiles::packed && (is_general(p) || !can_pack(p.heads, p.kv_heads))) {
-    return unsupported(format("kv_heads={}: groups of {} heads do not pack into tiles of 64 rows", p.kv_heads,
-                              p.heads / p.kv_heads),
-                       "kv_heads");
+    return unsupported(
+        format("kv_heads={}: groups of {} heads do not pack into 64 rows", p.kv_heads, p.heads / p.kv_heads),
+        "kv_heads");
   }
   const PrefillVariant variant = tuning.variant == PrefillVariant::automatic ? chosen(p) : tuning.variant;
   const bool packs = prefill_packs(p, launch.device.multiprocessors, tuning);

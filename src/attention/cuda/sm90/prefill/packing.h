@@ -1,5 +1,6 @@
-// When the query heads that share a kv head (a group) share tiles of rows too (Form::grouped): row r of such
-// a tile is head r % group at position r / group, and K and V are read once for all of them. Host only.
+// When the query heads that share a kv head (a group) share tiles of rows too (Form::grouped): row r of a
+// warpgroup's 64 is head r % group at position r / group, as long as whole groups fit, and K and V are read
+// once for all of them. Host only.
 //
 // A row's bits are those of the tile of its head alone: its maximum is taken in the last block of keys that
 // it sees itself, blocks that it does not see change nothing, and blocks are cut from position 0.
@@ -10,11 +11,17 @@
 
 namespace tessera::attention::cuda::sm90 {
 
-// The heads of a group lie inside a warpgroup's 64 rows. False for heads that are no problem's.
+// A group lies inside a warpgroup's 64 rows. False for heads that are no problem's.
 inline bool can_pack(int heads, int kv_heads) {
   if (kv_heads < 1 || heads % kv_heads != 0) return false;
   const int group = heads / kv_heads;
-  return group > 1 && 64 % group == 0;
+  return group > 1 && group <= 64;
+}
+
+// Rows of a kv head's tiles up to the last that is not idle, for `seqlen_q` rows of each head of a group.
+inline int64_t packed_rows(int64_t seqlen_q, int group) {
+  const int positions = 64 / group;
+  return seqlen_q / positions * 64 + seqlen_q % positions * group;
 }
 
 // Tenths of the time that one warpgroup's rows take in a tile of several: what a tile takes beside its rows
@@ -40,7 +47,7 @@ inline bool packing_pays(int64_t batch, int64_t seqlen_q, int heads, int kv_head
   if (!can_pack(heads, kv_heads) || seqlen_q < 1) return false;
   const int64_t apart = rounds_cost(batch * heads, seqlen_q, tile_rows, multiprocessors);
   const int64_t packed =
-      rounds_cost(batch * kv_heads, seqlen_q * (heads / kv_heads), tile_rows, multiprocessors);
+      rounds_cost(batch * kv_heads, packed_rows(seqlen_q, heads / kv_heads), tile_rows, multiprocessors);
   return 20 * packed < 19 * apart;
 }
 

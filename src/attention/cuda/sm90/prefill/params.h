@@ -12,7 +12,7 @@ namespace tessera::attention::cuda::sm90 {
 
 struct PrefillParams {
   // Dimensions {dim, rows, heads, batches}, boxes of 64 x (64, box_rows, box_rows, 64). Grouped, q and o are
-  // {dim, heads, rows, batches} in boxes of 64 x group x (64 / group).
+  // {dim, heads, rows, batches} in boxes of 64 x group x positions.
   CUtensorMap q, k, v, o;
   float* lse;  // row r of head h of batch b at b * lse_batch_stride + h * lse_head_stride + r; or null
   int64_t lse_batch_stride, lse_head_stride;
@@ -39,8 +39,11 @@ struct PrefillParams {
   int64_t o_batch_stride, o_row_stride, o_head_stride;
   int32_t v_head_dim;
   // Behind all that the plain form reads, whose code is recorded (tests/cuda/code_test.py).
-  int32_t added;        // keys of each batch beyond what seqused_k says
-  int32_t group_shift;  // grouped: of 1 << group_shift heads
+  int32_t added;  // keys of each batch beyond what seqused_k says
+  // Grouped: a warpgroup's 64 rows hold as many whole groups as there is room for, one a position, and the
+  // rest are idle. position_of = ceil(2^16 / group).
+  Division positions;  // of a warpgroup
+  int32_t position_of;
 };
 
 // Form::general's. window_left and window_right only bound the blocks that are walked; features says what a

@@ -56,18 +56,30 @@ struct TileIndex {
 };
 
 // Where a tile's head has its rows in a sequence: row `row` is the sequence's row row_at(), of the head that
-// is head_at() behind the tile's. Grouped, the heads of a group lie inside of the sequence's rows.
-template <Form kForm>
-TESSERA_HOST_DEVICE int row_count(const PrefillParams& p, const Sequence& s) {
-  return kForm == Form::grouped ? s.rows << p.group_shift : s.rows;
-}
+// is head_at() behind the tile's. Grouped, the heads of a group lie inside of the sequence's rows, and a
+// warpgroup's last rows may be idle: row_at() is then the row behind its last.
 template <Form kForm>
 TESSERA_HOST_DEVICE int row_at(const PrefillParams& p, int row) {
-  return kForm == Form::grouped ? row >> p.group_shift : row;
+  if constexpr (kForm != Form::grouped) return row;
+  return (row >> 6) * static_cast<int>(p.positions.divisor) + ((row & 63) * p.position_of >> 16);
 }
 template <Form kForm>
 TESSERA_HOST_DEVICE int head_at(const PrefillParams& p, int row) {
-  return kForm == Form::grouped ? row & ((1 << p.group_shift) - 1) : 0;
+  if constexpr (kForm != Form::grouped) return 0;
+  return (row & 63) - ((row & 63) * p.position_of >> 16) * static_cast<int>(p.group.divisor);
+}
+template <Form kForm>
+TESSERA_HOST_DEVICE bool is_idle(const PrefillParams& p, int row) {
+  if constexpr (kForm != Form::grouped) return false;
+  return (row & 63) >= static_cast<int>(p.positions.divisor * p.group.divisor);
+}
+// Rows up to the last that is not idle.
+template <Form kForm>
+TESSERA_HOST_DEVICE int row_count(const PrefillParams& p, const Sequence& s) {
+  if constexpr (kForm != Form::grouped) return s.rows;
+  const auto full = static_cast<int>(p.positions.quotient(static_cast<uint32_t>(s.rows)));
+  return 64 * full +
+         (s.rows - full * static_cast<int>(p.positions.divisor)) * static_cast<int>(p.group.divisor);
 }
 
 template <bool kLongestFirst, bool kGrouped = false>
@@ -91,7 +103,7 @@ TESSERA_HOST_DEVICE TileIndex tile_index(const PrefillParams& p, int tile) {
   const uint32_t batch = p.heads.quotient(head);
   const uint32_t inside = head - batch * p.heads.divisor;
   if constexpr (kGrouped) {
-    return {static_cast<int>(m), static_cast<int>(inside << p.group_shift), static_cast<int>(batch),
+    return {static_cast<int>(m), static_cast<int>(inside * p.group.divisor), static_cast<int>(batch),
             static_cast<int>(inside)};
   }
   return {static_cast<int>(m), static_cast<int>(inside), static_cast<int>(batch),
