@@ -4,29 +4,25 @@
 //
 // What differs from FlashAttention-3, and what it gave on an H200 (D = 128, S = 4096, bf16):
 //  - Speculative maximum. Only the first block of keys computes the rows' maximum. Later blocks take the
-//  exponentials against
-//    that one at once, and only a row sum above kLargestSum (or NaN) says that it was too small: f32 sums and
-//    outputs and 16-bit probabilities have room for factors below it. Such a row repeats the block with the
-//    ordinary online softmax: its warp computes the scores once more, from K that is still in shared memory.
-//    It saves 64 maxima and four dependent shuffles a block: 635 -> 695 TFLOP/s. A row's maximum moves by its
-//    own scores alone.
+//    exponentials against that one at once, and only a row sum above kLargestSum (or NaN) says that it was
+//    too small: f32 sums and outputs and 16-bit probabilities have room for factors below it. Such a row
+//    repeats the block with the ordinary online softmax: its warp computes the scores once more, from K that
+//    is still in shared memory. It saves 64 maxima and four dependent shuffles a block: 635 -> 695 TFLOP/s. A
+//    row's maximum moves by its own scores alone.
 //  - Q stays in registers (loaded once a tile), which frees its buffer for the next tile: 695 -> 709.
 //  - Each warpgroup stores its own output, without meeting the others, and waits for the store only when it
-//  needs the buffer
-//    again: +16 % at S = 512.
+//    needs the buffer again: +16 % at S = 512.
 //  Ping-pong between warpgroups, 2-CTA multicast, exp on the FMA units and wider key blocks gained nothing
 //  beside these.
 //
 // Invariants:
 //  1. wgmma accumulators are touched only between a wait and the next issue; no wgmma stands under a branch.
 //  2. A stage of K or V is released by every warp (4 * kGroups arrivals), after its last read of it. Q's
-//  buffer is released when
-//     the first product has read its fragments: an arrival may overtake an ldmatrix whose registers nobody
-//     has used yet.
+//     buffer is released when the first product has read its fragments: an arrival may overtake an ldmatrix
+//     whose registers nobody has used yet.
 //  3. Every role walks the same tiles and, in each, the same blocks from the last to the first; a warpgroup
-//  whose
-//     rows do not reach a block waits for its stage and releases it, one without rows every stage of the
-//     tile.
+//     whose rows do not reach a block waits for its stage and releases it, one without rows every stage of
+//     the tile.
 #pragma once
 
 #include <cstdint>
