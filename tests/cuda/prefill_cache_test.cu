@@ -10,10 +10,10 @@ namespace tessera::attention {
 namespace {
 
 using cuda_test::CacheLayout;
+using cuda_test::DeviceBuffer;
 using cuda_test::OracleFeatures;
 using cuda_test::PagedCase;
 using cuda_test::PagedShape;
-using tessera::cuda::DeviceBuffer;
 
 // [positions][rotary_dim / 2], on both sides.
 struct RotaryTable {

@@ -52,6 +52,7 @@ template <typename T, int kDim, bool kListed, bool kFeatures>
 __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     combine_kernel(const __grid_constant__ CombineParams c) {
   const DecodeParams& p = c.decode;
+  p.touch();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int heads = p.kv_heads * p.group;
   const int r = static_cast<int>(blockIdx.x) * kCombineWarps + static_cast<int>(threadIdx.x) / 32;

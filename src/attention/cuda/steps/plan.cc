@@ -11,12 +11,15 @@ namespace {
 
 // In tiles; measured on an H200 (see plan.h for what they mean).
 constexpr double kPieceCost = 2.0;
-constexpr double kPrivatePieceCost = 1.0;
+constexpr double kPrivatePieceCost = 0.4;
 constexpr double kPartialCost = 0.01;
-// Sharing has to save this many tiles a block of the grid: without it, all but the first read of a shared
-// tile come from L2 in 0.6 of a tile's time, and with it there is a second kernel, tasks of many rows and
-// their partials.
-constexpr double kLeastSaving = 8.0;
+// A tile that comes from L2, because other sequences have read it: without sharing all reads are at least as
+// long as if they all did, or as what is unique from memory, and a little of the shorter adds to the longer.
+constexpr double kRereadCost = 0.45;
+constexpr double kShorterAdds = 0.2;
+// With sharing there is a second kernel; more rows than a warpgroup's make private work wait longer for both.
+constexpr double kSecondKernelCost = 1.0;
+constexpr double kBothWarpgroupsCost = 2.0;
 
 constexpr int32_t kWarpgroupRows = 64;
 
@@ -42,23 +45,30 @@ class Planner {
     limits_.resize(sequences_.size());
     if (!order_.empty()) divide(0, static_cast<int32_t>(order_.size()), 0, -1);
     count_reads();
-    const double saved = double(work_.reads.unshared - work_.reads.tiles) * kv_heads_ / options_.blocks;
-    const bool shares = options_.sharing == TreeSharing::always
-                            ? work_.reads.shared > 0
-                            : options_.sharing == TreeSharing::when_it_pays && saved >= kLeastSaving;
-    work_.explanation = format(
-        "{} sequences, {} runs: {} tiles a kv head ({} shared) instead of {}; {:.1f} tiles saved a block of "
-        "the "
-        "grid, {} pay: {}\n",
-        sequences_.size(), runs_.size(), work_.reads.tiles, work_.reads.shared, work_.reads.unshared, saved,
-        kLeastSaving, shares ? "shared" : "sequence by sequence");
-    if (!shares) {
-      work_.reads.tiles = work_.reads.unshared;
-      work_.reads.shared = 0;
-      return std::move(work_);
+    work_.explanation =
+        format("{} sequences, {} runs: {} tiles a kv head ({} shared) instead of {}\n", sequences_.size(),
+               runs_.size(), work_.reads.tiles, work_.reads.shared, work_.reads.unshared);
+    if (options_.sharing == TreeSharing::never || work_.reads.shared == 0) return apart();
+    make_parts();
+    Candidate best = choose();
+    double shared = best.makespan + kSecondKernelCost;
+    for (const Part& part : parts_) {
+      if (part.rows <= kWarpgroupRows) continue;
+      shared += kBothWarpgroupsCost;
+      break;
     }
+    const double unique = double(work_.reads.tiles) * kv_heads_ / options_.blocks;
+    const double reread = double(work_.reads.unshared) * kv_heads_ / options_.blocks * kRereadCost;
+    const double unshared = std::max(unique, reread) + kShorterAdds * std::min(unique, reread);
+    const bool pays = shared < unshared;
+    work_.explanation += format("a block of the grid: {:.1f} tiles shared, {:.1f} sequence by sequence: {}\n",
+                                shared, unshared,
+                                pays                                      ? "shared"
+                                : options_.sharing == TreeSharing::always ? "shared, because it is asked for"
+                                                                          : "sequence by sequence");
+    if (!pays && options_.sharing == TreeSharing::when_it_pays) return apart();
     work_.shares = true;
-    choose();
+    take(std::move(best));
     return std::move(work_);
   }
 
@@ -183,8 +193,16 @@ class Planner {
     std::vector<std::vector<Piece>> of_block;
   };
 
-  void choose() {
-    make_parts();
+  TreeWork apart() {
+    TreeWork work;
+    work.reads = work_.reads;
+    work.reads.tiles = work_.reads.unshared;
+    work.reads.shared = 0;
+    work.explanation = std::move(work_.explanation);
+    return work;
+  }
+
+  Candidate choose() {
     double total = 0;
     for (const Part& part : parts_) total += part.cost * kv_heads_;
     const double fair = total / options_.blocks;
@@ -198,6 +216,10 @@ class Planner {
       if (best.units == 0 || c.makespan < best.makespan) best = std::move(c);
     }
     work_.explanation += format("> {} units\n", best.units);
+    return best;
+  }
+
+  void take(Candidate best) {
     work_.piece_first.push_back(0);
     for (const auto& pieces : best.of_block) {
       work_.pieces.insert(work_.pieces.end(), pieces.begin(), pieces.end());
@@ -279,43 +301,39 @@ class Planner {
       c.of_block[block].push_back(piece_of(*s.part, s.kv_head, s.from, s.to));
       load[block] += piece_cost(*s.part, s.from, s.to);
     }
-    // The level that private work fills every block up to; blocks above it get none.
-    const double wanted = total - std::accumulate(load.begin(), load.end(), 0.0);
-    double level = total / options_.blocks;
-    for (int round = 0; round < 16; ++round) {
-      double room = 0;
-      int filled = 0;
-      for (const double l : load) {
-        room += std::max(0.0, level - l);
-        filled += l < level ? 1 : 0;
-      }
-      level += (wanted - room) / std::max(filled, 1);
+    // Private work in one line of units, of which each block takes as many as fit below a level: the lowest
+    // at which all do. Cuts are moved to the nearest grain; what one block gets too much, the next gets less.
+    const std::vector<double> load_before = load;
+    const double private_cost = total - std::accumulate(load.begin(), load.end(), 0.0);
+    const double unit_cost = private_units > 0 ? private_cost / double(private_units) : 1.0;
+    const auto fitting = [&](double level, double block_load) {
+      return static_cast<int64_t>(std::floor(std::max(0.0, level - block_load) / unit_cost + 1e-9));
+    };
+    double low = 0, level = total + unit_cost;
+    for (int round = 0; round < 40; ++round) {
+      const double middle = (low + level) / 2;
+      int64_t fit = 0;
+      for (const double l : load) fit += fitting(middle, l);
+      (fit >= private_units ? level : low) = middle;
     }
     const int32_t grain = private_units >= 8 * kSegmentUnits * blocks ? kSegmentUnits : 1;
-    // Private work in one line, cut where the blocks' rooms end on it, each cut moved to the nearest grain:
-    // what one block gets too much, the next gets less.
     size_t block = 0;
-    double at = 0, room_end = std::max(0.0, level - load[0]);
+    int64_t at = 0, room_end = fitting(level, load[0]);
     for (const Part& part : parts_) {
       if (!part.tail) continue;
-      const double unit_cost = piece_cost(part, part.from, part.to) / double(part.to - part.from);
       for (int h = 0; h < kv_heads_; ++h) {
         for (int32_t from = part.from; from < part.to;) {
           int32_t to = part.to;
           if (block + 1 < load.size()) {
-            const auto end =
-                static_cast<int32_t>(std::floor((room_end - at) / unit_cost + 0.5 * grain)) + from;
-            to = std::clamp(end / grain * grain, from, part.to);
+            const int64_t end = room_end - at + from + grain / 2;
+            to = static_cast<int32_t>(std::clamp(end / grain * grain, int64_t{from}, int64_t{part.to}));
           }
           if (to > from) {
             c.of_block[block].push_back(piece_of(part, h, from, to));
             load[block] += piece_cost(part, from, to);
-            at += unit_cost * (to - from);
+            at += to - from;
           }
-          if (to < part.to) {
-            ++block;
-            room_end += std::max(0.0, level - load[block]);
-          }
+          if (to < part.to) room_end += fitting(level, load_before[++block]);
           from = to;
         }
       }

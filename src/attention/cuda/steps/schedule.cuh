@@ -85,6 +85,7 @@ struct Schedule {
       grain = split_grain(p.batch * items_of_sequence(), blocks());
       split = most > split_above(grain);
     }
+    if (one_each()) return;
     total = (split ? units : tiles) * items_of_sequence();
     share_floor = p.by_blocks.quotient(total);
     share_rest = total - share_floor * blocks();
@@ -104,12 +105,22 @@ struct Schedule {
     return max(0, min(moved, e.units));
   }
 
+  // Whole items, at most one for a block: what they cost does not matter.
+  __device__ __forceinline__ bool one_each() const {
+    return !split && p.batch * items_of_sequence() <= blocks();
+  }
+
   // Where block i's work begins and ends: items that begin before its share, and what of the one there is
   // before it. By a whole warp, a lane a sequence.
   __device__ __forceinline__ void bounds(int i, Cut& begin, Cut& end) const {
     const int per = items_of_sequence();
-    const int32_t from = share(i), to = share(i + 1);
     begin = end = {0, 0};
+    if (one_each()) {
+      begin.item = min(i, p.batch * per);
+      end.item = min(i + 1, p.batch * per);
+      return;
+    }
+    const int32_t from = share(i), to = share(i + 1);
     int32_t before = 0;
     for (int first = 0; first < p.batch; first += 32) {
       const int b = first + lane;

@@ -28,18 +28,25 @@
 
 namespace tessera::attention::cuda::sm90 {
 
+// What no policy says, as one: the copies of shared and of private blocks are one instruction.
+__device__ __forceinline__ uint64_t policy_evict_normal() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // ---- Producer
 // -----------------------------------------------------------------------------------------------
 
 // kAnyDim: the maps are row_map()'s, a box a panel.
-template <int kDim, int kGroups, bool kWide, bool kAnyDim>
+template <int kDim, int kGroups, bool kListed, bool kWide, bool kAnyDim>
 struct Producer {
   using Shared = DecodeShared<kDim, kGroups>;
   const DecodeParams& p;
   Shared& shared;
   const int lane;
   uint32_t tile = 0;  // tiles issued so far
-  uint64_t private_policy;
+  uint64_t private_policy, kept_policy;
 
   template <typename Pieces>
   __device__ __forceinline__ void run(Pieces&& pieces) {
@@ -185,6 +192,17 @@ struct Producer {
     }
     __syncwarp();
     const uint32_t base = shared_address(shared.stage[stage]);
+    if constexpr (!kAnyDim) {
+      if (p.box_rows == kTile) {
+        if (lane == 0) {
+          const int slot_in_page = p.by_page.remainder(key), block = shared.pages[looked_up * 8];
+          const uint64_t policy = kListed && is_shared ? kept_policy : private_policy;
+          tma_load(base, &p.k_map, k_full, 0, slot_in_page, 0, kv_head, block, policy);
+          tma_load(base + Shared::kTileBytes, &p.v_map, v_full, 0, slot_in_page, 0, kv_head, block, policy);
+        }
+        return;
+      }
+    }
     for (int i = lane; i < 2 * boxes * (whole_rows ? 1 : kPanels); i += 32) {
       const int is_v = i & 1;
       const int panel = whole_rows ? 0 : (i >> 1) % kPanels, j = whole_rows ? i >> 1 : (i >> 1) / kPanels;
@@ -196,10 +214,9 @@ struct Producer {
       const uint32_t full = is_v != 0 ? v_full : k_full;
       if constexpr (kAnyDim) {
         tma_load_4d(to, map, full, 64 * panel, slot_in_page, kv_head, block);
-      } else if (is_shared) {
-        tma_load(to, map, full, 0, slot_in_page, panel, kv_head, block);
       } else {
-        tma_load(to, map, full, 0, slot_in_page, panel, kv_head, block, private_policy);
+        tma_load(to, map, full, 0, slot_in_page, panel, kv_head, block,
+                 kListed && is_shared ? kept_policy : private_policy);
       }
     }
   }
@@ -355,10 +372,20 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  p.touch();
+  // One lane of each warp a part of them, in straight code: lanes would take turns.
   static_assert(kWaveSlots * kWaveTiles * 2 == 32 * kConsumers);
-  if (threadIdx.x < 32 * kConsumers) mbarrier_init(shared_address(&shared.k_full[0][0] + threadIdx.x), 1);
-  if (threadIdx.x == 0) {
+  if (warp < kConsumers && lane == 0) {
+    const uint32_t its = shared_address(&shared.k_full[0][0] + 32 * warp);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) mbarrier_init(its + 8 * i, 1);
+  }
+  if (warp == kConsumers && lane == 0) {
+    prefetch_tensor_map(&p.k_map);
+    prefetch_tensor_map(&p.v_map);
+#pragma unroll
     for (int s = 0; s < Shared::kStages; ++s) mbarrier_init(shared_address(&shared.empty[s]), kConsumers);
+#pragma unroll
     for (int s = 0; s < kWaveSlots; ++s) {
       mbarrier_init(shared_address(&shared.wave_full[s]), 1);
       mbarrier_init(shared_address(&shared.wave_empty[s]), kConsumers);
@@ -367,16 +394,13 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     mbarrier_init(shared_address(&shared.merge_free), kConsumers);
   }
   fence_barrier_init();
-  if (warp == kConsumers && lane == 0) {
-    prefetch_tensor_map(&p.k_map);
-    prefetch_tensor_map(&p.v_map);
-  }
   __syncthreads();
   // What a plan holds was there before the kernel ahead; everything else is waited for.
   if (warp >= kConsumers) {
     if constexpr (kWide) registers_down<56>();
     if (warp > kConsumers) return;
-    Producer<kDim, kGroups, kWide, kFeatures> producer{p, shared, lane, 0, policy_evict_first()};
+    Producer<kDim, kGroups, kListed, kWide, kFeatures> producer{
+        p, shared, lane, 0, policy_evict_first(), policy_evict_normal()};
     if constexpr (kListed) {
       ListedPieces<kFeatures> pieces(p, shared.listed, static_cast<int>(blockIdx.x));
       dependency_wait();
