@@ -84,6 +84,11 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
+// A load whose value nobody waits for: it brings the address into the caches.
+__device__ __forceinline__ void near(const int32_t* address) {
+  asm volatile("{\n.reg .b32 unused;\nld.global.nc.b32 unused, [%0];\n}\n" ::"l"(address));
+}
+
 // ---- sm_90 ------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {

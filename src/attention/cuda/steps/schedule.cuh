@@ -13,11 +13,6 @@
 
 namespace tessera::attention::cuda::steps {
 
-// A load whose value nobody waits for: it brings the address into the caches.
-__device__ __forceinline__ void near(const int32_t* address) {
-  asm volatile("{\n.reg .b32 unused;\nld.global.nc.b32 unused, [%0];\n}\n" ::"l"(address));
-}
-
 // What beginning and finishing an item costs, in tiles.
 inline constexpr int32_t kItemCost = 2;
 

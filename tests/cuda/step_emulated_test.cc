@@ -1,0 +1,368 @@
+// The sm_80 step kernels without a GPU: the library's own host code launches them on an emulator of warps,
+// blocks and shared memory (tests/cuda/emulator), and every row is compared with float64. What is left to a
+// device: bits of the tensor cores, and speed.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "attention/cuda/sm80/decode/decode.h"
+#include "attention/cuda/tree/tree.h"
+
+namespace tessera::attention::cuda {
+namespace {
+
+using steps::DecodeTuning;
+using steps::TreePlan;
+using steps::TreePlanOptions;
+using steps::TreeSequence;
+using steps::TreeSharing;
+
+constexpr uint32_t kSeed = 90210;
+constexpr uint16_t kNan = 0xffff;
+
+struct Shape {
+  DType dtype = DType::bf16;
+  int heads = 2, kv_heads = 2, head_dim = 128, tokens = 1;
+  int page = 64;  // 0: contiguous
+  std::vector<int32_t> lengths;
+  // Sequence b takes its first `second` blocks from sequence `first`.
+  std::vector<std::pair<int, int>> shared_blocks;
+  bool causal = false;
+  int window_left = -1, window_right = -1;
+  float softcap = 0;
+  std::vector<float> slopes;
+  std::vector<int32_t> leftpad;
+};
+
+uint16_t bits_of(DType dtype, float x) {
+  return dtype == DType::f16 ? f32_to_f16(x) : f32_to_bf16(x);
+}
+double value_of(DType dtype, uint16_t bits) {
+  return double{dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits)};
+}
+
+// 16-byte aligned elements.
+class Rows {
+ public:
+  explicit Rows(size_t count)
+      : memory_(tessera::cuda::DeviceBuffer::create(2 * count, "rows").value()), count_(count) {}
+  uint16_t* data() const { return memory_.as<uint16_t>(); }
+  uint16_t& operator[](size_t i) const { return data()[i]; }
+  std::vector<uint16_t> copy() const { return {data(), data() + count_}; }
+  void clear() const { std::fill(data(), data() + count_, kNan); }
+
+ private:
+  tessera::cuda::DeviceBuffer memory_;
+  size_t count_;
+};
+
+class Case {
+ public:
+  explicit Case(Shape shape)
+      : s(std::move(shape)),
+        batch(static_cast<int>(s.lengths.size())),
+        slots(s.page > 0 ? s.page : *std::max_element(s.lengths.begin(), s.lengths.end())),
+        max_blocks((*std::max_element(s.lengths.begin(), s.lengths.end()) + slots - 1) / slots),
+        num_blocks(batch * max_blocks + (s.page > 0 ? 3 : 0)),
+        k(size_t(num_blocks) * block()),
+        v(size_t(num_blocks) * block()),
+        q(size_t(batch * s.tokens * s.heads * s.head_dim)),
+        o(size_t(batch * s.tokens * s.heads * s.head_dim)),
+        lse(size_t(batch * s.tokens * s.heads)) {
+    std::mt19937 random(kSeed);
+    std::vector<int32_t> ids(static_cast<size_t>(num_blocks));
+    std::iota(ids.begin(), ids.end(), 0);
+    if (s.page > 0) std::shuffle(ids.begin(), ids.end(), random);
+    for (int b = 0; b < batch; ++b) {
+      for (int i = 0; i < max_blocks; ++i) {
+        const bool shared = b < int(s.shared_blocks.size()) && i < s.shared_blocks[size_t(b)].second;
+        table.push_back(shared ? table[size_t(s.shared_blocks[size_t(b)].first * max_blocks + i)]
+                               : ids[table.size()]);
+      }
+    }
+    std::normal_distribution<float> normal;
+    for (int b = 0; b < batch; ++b) {
+      // What no row sees was never written: NaN, as behind the lengths.
+      int first = s.leftpad.empty() ? 0 : s.leftpad[size_t(b)];
+      if (s.window_left >= 0) first = std::max(first, s.lengths[size_t(b)] - s.tokens - s.window_left);
+      for (int position = std::max(first, 0); position < s.lengths[size_t(b)]; ++position) {
+        for (int i = 0; i < s.kv_heads * s.head_dim; ++i) {
+          const size_t at = element(b, position, i / s.head_dim) + size_t(i % s.head_dim);
+          if (k[at] != kNan) continue;  // a shared block's
+          k[at] = bits_of(s.dtype, normal(random));
+          v[at] = bits_of(s.dtype, normal(random));
+        }
+      }
+    }
+    for (size_t i = 0; i < q.copy().size(); ++i) q[i] = bits_of(s.dtype, normal(random));
+  }
+
+  AttentionProblem problem() const {
+    AttentionProblem p;
+    p.batch = batch, p.seqlen_q = s.tokens, p.heads = s.heads, p.kv_heads = s.kv_heads;
+    p.head_dim = p.v_head_dim = s.head_dim, p.dtype = s.dtype;
+    p.scale = 1.0f / std::sqrt(float(s.head_dim));
+    p.mask.causal = s.causal, p.mask.window_left = s.window_left, p.mask.window_right = s.window_right;
+    p.softcap = s.softcap;
+    p.alibi_slopes = s.slopes.empty() ? nullptr : s.slopes.data();
+    p.leftpad_k = s.leftpad.empty() ? nullptr : s.leftpad.data();
+    return p;
+  }
+  CacheView view() const {
+    CacheView c;
+    c.k = {k.data(), int64_t(block()), s.head_dim, int64_t{slots} * s.head_dim};
+    c.v = {v.data(), int64_t(block()), s.head_dim, int64_t{slots} * s.head_dim};
+    c.num_blocks = num_blocks, c.block_size = slots;
+    if (s.page > 0) c.block_table = table.data(), c.max_blocks = max_blocks;
+    c.seqlens = s.lengths.data();
+    return c;
+  }
+  CacheTensors tensors() {
+    const int64_t width = int64_t{s.heads} * s.head_dim;
+    o.clear();
+    std::fill(lse.begin(), lse.end(), NAN);
+    return {{q.data(), s.tokens * width, width, s.head_dim},
+            {o.data(), s.tokens * width, width, s.head_dim},
+            lse.data()};
+  }
+
+  // The first value outside the tolerance of tests/cuda/support/paged_case.cuh.
+  void check() const {
+    const double relative = s.dtype == DType::f16 ? 1.0 / 1024 : 1.0 / 128;
+    const double absolute = s.dtype == DType::f16 ? 2e-4 : 1e-5;
+    for (int row = 0; row < batch * s.tokens * s.heads; ++row) {
+      const int h = row % s.heads, t = row / s.heads % s.tokens, b = row / s.heads / s.tokens;
+      const std::vector<double> p = probabilities(b, t, h);
+      const double sum = std::accumulate(p.begin(), p.end(), 0.0);
+      for (int d = 0; d < s.head_dim; ++d) {
+        double want = 0, weight = 0;
+        for (int j = 0; j < s.lengths[size_t(b)]; ++j) {
+          if (p[size_t(j)] == 0) continue;
+          const double x = value_of(s.dtype, v[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)]);
+          want += p[size_t(j)] / sum * x;
+          weight += p[size_t(j)] / sum * std::fabs(x);
+        }
+        const double got = value_of(s.dtype, o[size_t(row) * size_t(s.head_dim) + size_t(d)]);
+        const double limit = relative * (std::fabs(want) + weight) / 2 + absolute;
+        ASSERT_TRUE(std::fabs(got - want) <= limit) << "sequence " << b << " token " << t << " head " << h
+                                                    << " d " << d << " want " << want << " got " << got;
+      }
+      const double want = sum > 0 ? std::log(sum) : -INFINITY;
+      const auto got = double{lse[size_t((b * s.heads + h) * s.tokens + t)]};
+      ASSERT_TRUE(sum > 0 ? std::fabs(got - want) <= 2e-5 * std::max(1.0, std::fabs(want)) : got == want)
+          << "lse of sequence " << b << " token " << t << " head " << h << " want " << want << " got " << got;
+    }
+  }
+
+  const Shape s;
+  const int batch, slots, max_blocks, num_blocks;
+  std::vector<int32_t> table;
+  const Rows k, v, q, o;
+  std::vector<float> lse;
+
+ private:
+  size_t block() const { return size_t(slots) * size_t(s.kv_heads * s.head_dim); }
+  size_t element(int b, int position, int kv_head) const {
+    return size_t(table[size_t(b * max_blocks + position / slots)]) * block() +
+           size_t((kv_head * slots + position % slots) * s.head_dim);
+  }
+  // exp(score), 0 where hidden.
+  std::vector<double> probabilities(int b, int t, int h) const {
+    const int length = s.lengths[size_t(b)], position = length - s.tokens + t;
+    std::vector<double> p(static_cast<size_t>(length));
+    for (int j = 0; j < length; ++j) {
+      if (!s.leftpad.empty() && j < s.leftpad[size_t(b)]) continue;
+      if (s.causal && j > position) continue;
+      if (s.window_left >= 0 && j < position - s.window_left) continue;
+      if (s.window_right >= 0 && j > position + s.window_right) continue;
+      double x = 0;
+      for (int d = 0; d < s.head_dim; ++d) {
+        x += value_of(s.dtype, q[size_t(((b * s.tokens + t) * s.heads + h) * s.head_dim + d)]) *
+             value_of(s.dtype, k[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)]);
+      }
+      x /= std::sqrt(double(s.head_dim));
+      if (s.softcap != 0) x = double{s.softcap} * std::tanh(x / double{s.softcap});
+      if (!s.slopes.empty()) x -= double{s.slopes[size_t(h)]} * std::abs(position - j);
+      p[size_t(j)] = std::exp(x);
+    }
+    return p;
+  }
+};
+
+class EmulatedStep : public ::testing::Test {
+ protected:
+  EmulatedStep() : launch_{tessera::cuda::Stream::of(nullptr), {}, {}} {
+    launch_.device.name = "emulator";
+    launch_.device.major = 8, launch_.device.minor = 6;
+    launch_.device.multiprocessors = 5;
+    launch_.device.shared_bytes = 99 * 1024;
+  }
+  // Against float64, and the same bits for every division of the work.
+  void check(const Shape& shape, const std::vector<DecodeTuning>& tunings = {{3, true}, {2, false}}) {
+    Case c(shape);
+    std::vector<uint16_t> want;
+    std::vector<float> want_lse;
+    for (const DecodeTuning& tuning : tunings) {
+      const Status status = sm80::decode(launch_, c.problem(), c.view(), {}, c.tensors(), tuning);
+      ASSERT_TRUE(status.ok()) << status.message();
+      if (want.empty()) {
+        c.check();
+        want = c.o.copy(), want_lse = c.lse;
+      }
+      ASSERT_EQ(c.o.copy(), want) << tuning.blocks << " blocks, split " << tuning.split;
+      ASSERT_EQ(c.lse, want_lse);
+    }
+  }
+  void check_tree(const Shape& shape) {
+    Case c(shape);
+    std::vector<TreeSequence> sequences;
+    for (int b = 0; b < c.batch; ++b)
+      sequences.push_back({c.table.data() + b * c.max_blocks, shape.lengths[size_t(b)]});
+    std::vector<uint16_t> want;
+    for (const auto& [sharing, units, rows] : {std::tuple{TreeSharing::never, 0, 0},
+                                               {TreeSharing::always, 0, 0},
+                                               {TreeSharing::always, 1, 0},
+                                               {TreeSharing::always, 0, 8}}) {
+      TreePlanOptions options;
+      options.sharing = sharing, options.shared_units = units, options.most_rows = rows;
+      auto plan = TreePlan::create(launch_, c.problem(), sequences, shape.page, options);
+      ASSERT_TRUE(plan.ok()) << plan.status().message();
+      ASSERT_EQ(plan->shares(), sharing == TreeSharing::always) << plan->explain();
+      const Status status = plan->attend(launch_, c.view(), {}, c.tensors());
+      ASSERT_TRUE(status.ok()) << status.message();
+      if (want.empty()) {
+        c.check();
+        want = c.o.copy();
+      }
+      ASSERT_EQ(c.o.copy(), want) << "shared pieces of " << units << " units, at most " << rows << " rows";
+    }
+  }
+  // Three groups of three sequences that share some blocks with each other, and some with all.
+  static Shape tree_of_nine(int heads, int kv_heads) {
+    Shape s;
+    s.heads = heads, s.kv_heads = kv_heads;
+    for (int b = 0; b < 9; ++b) {
+      s.lengths.push_back(512 + 256 + 40 + 30 * b);
+      const int leader = b / 3 * 3;
+      s.shared_blocks.push_back(b == 0        ? std::pair{0, 0}
+                                : b == leader ? std::pair{0, 512 / 64}
+                                              : std::pair{leader, (512 + 256) / 64});
+    }
+    return s;
+  }
+  tessera::cuda::Launch launch_;
+};
+
+TEST_F(EmulatedStep, RaggedLengthsAndAnEmptySequence) {
+  Shape s;
+  s.lengths = {1, 63, 0, 64, 65, 257, 600};
+  check(s);
+  s.heads = 8, s.dtype = DType::f16;
+  check(s);
+}
+
+TEST_F(EmulatedStep, EveryKernelsHeadDim) {
+  for (const int dim : {8, 64, 72, 128, 136, 256}) {
+    SCOPED_TRACE(dim);
+    Shape s;
+    s.head_dim = dim, s.lengths = {5, 300};
+    check(s);
+  }
+}
+
+TEST_F(EmulatedStep, GroupsOfOneToSeveralPieces) {
+  for (const int dim : {64, 128, 256}) {
+    for (const int group : {1, 8, 9, 32, 33}) {
+      SCOPED_TRACE(std::to_string(dim) + " dims, group " + std::to_string(group));
+      Shape s;
+      s.head_dim = dim, s.heads = group, s.kv_heads = 1, s.lengths = {5, 300};
+      check(s);
+    }
+  }
+}
+
+TEST_F(EmulatedStep, BlocksOfAnySize) {
+  for (const int page : {0, 1, 7, 16, 20, 100, 256}) {
+    for (const int group : {1, 12}) {
+      SCOPED_TRACE("page " + std::to_string(page) + ", group " + std::to_string(group));
+      Shape s;
+      s.page = page, s.heads = 2 * group, s.lengths = {3, 65, 410};
+      check(s);
+    }
+  }
+}
+
+TEST_F(EmulatedStep, SplitsOfFewItems) {
+  const std::vector<DecodeTuning> tunings = {{5, true}, {16, true}, {1, false}, {7, true}};
+  Shape s;
+  s.lengths = {3000};
+  check(s, tunings);
+  s.lengths = {2300, 1, 0, 1500};
+  check(s, tunings);
+  s.heads = 12, s.kv_heads = 1;
+  check(s, tunings);
+}
+
+struct Feature {
+  const char* name;
+  void (*add)(Shape&);
+};
+void slope(Shape& s) {
+  s.slopes.clear();
+  for (int h = 0; h < s.heads; ++h) s.slopes.push_back(std::exp2(-float(h + 3)));
+}
+
+TEST_F(EmulatedStep, EachFeatureAndEachPair) {
+  const Feature features[] = {
+      {"group 12", [](Shape& s) { s.heads = 12; }},
+      {"causal, 3 tokens", [](Shape& s) { s.tokens = 3, s.causal = true; }},
+      {"window_right 1, 4 tokens", [](Shape& s) { s.tokens = 4, s.window_right = 1; }},
+      {"window_left 100", [](Shape& s) { s.window_left = 100; }},
+      {"softcap", [](Shape& s) { s.softcap = 2; }},
+      {"alibi", slope},
+      {"leftpad", [](Shape& s) { s.leftpad = {1, 10, 299, 0, 65, 300}; }},
+      {"head_dim 72", [](Shape& s) { s.head_dim = 72; }},
+      {"page 20", [](Shape& s) { s.page = 20; }}};
+  for (const Feature& first : features) {
+    for (const Feature& second : features) {
+      if (&second < &first) continue;
+      SCOPED_TRACE(std::string(first.name) + " + " + second.name);
+      Shape s;
+      s.kv_heads = 1, s.lengths = {2, 64, 300, 0, 65, 400};
+      first.add(s);
+      second.add(s);
+      check(s);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_F(EmulatedStep, TreesOfEveryKernel) {
+  for (const int dim : {64, 128, 256}) {
+    SCOPED_TRACE(dim);
+    Shape s = tree_of_nine(4, 2);
+    s.head_dim = dim;
+    check_tree(s);
+  }
+  check_tree(tree_of_nine(2, 2));
+}
+
+TEST_F(EmulatedStep, TreesWithFeatures) {
+  const Feature features[] = {{"window_left", [](Shape& s) { s.window_left = 400; }},
+                              {"softcap", [](Shape& s) { s.softcap = 2; }},
+                              {"alibi", slope},
+                              {"leftpad", [](Shape& s) { s.leftpad = {0, 5, 300, 70, 600, 0, 0, 1, 513}; }},
+                              {"head_dim 72", [](Shape& s) { s.head_dim = 72; }}};
+  for (const Feature& feature : features) {
+    SCOPED_TRACE(feature.name);
+    Shape s = tree_of_nine(4, 2);
+    feature.add(s);
+    check_tree(s);
+  }
+}
+
+}  // namespace
+}  // namespace tessera::attention::cuda
