@@ -36,7 +36,7 @@ namespace tessera::attention::cuda::sm80 {
 
 // ---- Planner ----------------------------------------------------------------------------------------------
 
-template <int kDim, typename Pieces>
+template <typename T, int kDim, bool kListed, bool kFeatures, typename Pieces>
 struct Planner {
   using Config = StepConfig<kDim>;
   const DecodeParams& p;
@@ -69,10 +69,27 @@ struct Planner {
       out.units = units;
       out.mode = mode;
     }
+    __syncwarp();
     if (p.block_table != nullptr) touch_table(mine, units);
+    for (int u = 0; u < units; ++u) touch_q(out.unit[u]);
   }
 
-  // The walkers find what they look up in the first-level cache.
+  // The walkers find what they look up, and their rows of q, in the first-level cache.
+  __device__ __forceinline__ void touch_q(const UnitEntry& e) const {
+    constexpr int kLine = 64;  // elements
+    constexpr int kLines = kDim / kLine;
+    const UnitRows<T, kDim, kListed, kFeatures> rows{p, lane};
+    for (int i = lane; i < e.rows * kLines; i += 32) {
+      const int row = i / kLines, column = i % kLines * kLine;
+      if (column >= p.head_dim) continue;
+      const int token = rows.token_of(e, row);
+      const int batch = p.by_tokens.quotient(token);
+      const char* at = static_cast<const char*>(p.q.data) +
+                       2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
+                            rows.head_of(e, row) * p.q.head_stride + column);
+      near(reinterpret_cast<const int32_t*>(at));
+    }
+  }
   __device__ __forceinline__ void touch_table(const UnitEntry& mine, int units) const {
     constexpr int kSector = 8;  // entries
     for (int u = 0; u < units; ++u) {
@@ -460,7 +477,7 @@ __global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
   if (warp == Config::kWarps) {
     const auto plan_all = [&](auto pieces) {
       if constexpr (kListed) pieces.begin();
-      Planner<kDim, decltype(pieces)> planner{p, shared, lane, pieces};
+      Planner<T, kDim, kListed, kFeatures, decltype(pieces)> planner{p, shared, lane, pieces};
       planner.plan(0);
       planner.plan(1);
       __syncthreads();
