@@ -9,6 +9,7 @@
 #include "attention/cuda/sm90/decode/decode.h"
 #include "attention/cuda/sm90/prefill/launch.h"
 #include "attention/cuda/sm90/prefill/prompt.h"
+#include "attention/cuda/steps/append.h"
 #include "attention/cuda/tree/tree.h"
 #include "attention/merge.h"
 #include "attention/rope.h"
@@ -245,17 +246,27 @@ namespace {
 
 // From so many query rows of a sequence on, and with cu_seqlens_q, rows are a prompt's and go by tiles of 64
 // and more; fewer are a step's. The call says it, not the batch or the lengths, so a row's bits do not depend
-// on who comes with it. A call without rows only appends.
+// on who comes with it.
 constexpr int64_t kPromptRows = 17;
 
 bool is_prompt(const AttentionProblem& p) {
-  return p.cu_seqlens_q != nullptr || p.seqlen_q >= kPromptRows || p.seqlen_q == 0;
+  return p.cu_seqlens_q != nullptr || p.seqlen_q >= kPromptRows;
 }
 
 Status attend_prompt(Launch& launch, const AttentionProblem& p, const CacheView& c, const CacheAppend& append,
                      const CacheTensors& t) {
   TESSERA_RETURN_IF_ERROR(only_on_hopper(launch.device, "sm90 prefill over a cache"));
   return sm90::attend_prompt(launch, p, c, append, t);
+}
+
+// A call without query rows, on any device.
+Status append_alone(Launch& launch, const AttentionProblem& p, const CacheView& c,
+                    const CacheAppend& append) {
+  if (p.batch == 0 || append.seqlen == 0) return {};
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16)
+    return unsupported("dtype over a cache on CUDA must be bf16 or f16", "dtype");
+  steps::TokenRows<const void> none{};
+  return steps::write_new_rows(launch, p, c, append, none);
 }
 
 Status check_cache(const AttentionProblem& p, const CacheView& c, const CacheAppend& append) {
@@ -291,6 +302,12 @@ Status check_cache(const AttentionProblem& p, const CacheView& c, const CacheApp
   if (c.block_table == nullptr && c.cache_batch_idx == nullptr && p.batch > c.num_blocks) {
     return invalid_argument(
         format("batch={} must be at most the cache's first extent, {}", p.batch, c.num_blocks), "batch");
+  }
+  const int64_t capacity = c.block_table != nullptr ? c.max_blocks * c.block_size : c.block_size;
+  if (c.seqlens == nullptr && (c.seqlen < 0 || c.seqlen > capacity - append.seqlen)) {
+    return invalid_argument(format("seqlen={} must be from 0 to {} (capacity {} less {} new keys)", c.seqlen,
+                                   capacity - append.seqlen, capacity, append.seqlen),
+                            "seqlen");
   }
   if (append.rotary == nullptr) return {};
   if (append.seqlen == 0)
@@ -424,11 +441,12 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
   TESSERA_RETURN_IF_ERROR(check_cache_call(launch_, problem, cache, append, t));
   const bool packed = problem.cu_seqlens_q != nullptr;
   const int64_t batches = packed ? 1 : problem.batch, rows = packed ? problem.total_q : problem.seqlen_q;
-  if (batches * rows == 0 && append.seqlen == 0) return {};
+  if (batches * rows == 0) return append_alone(launch_, problem, cache, append);
   if (is_prompt(problem)) {
     const Status status = attend_prompt(launch_, problem, cache, append, t);
-    // What the prompt kernel does not take (no keys at all) the step kernel does, row by row.
-    if (status.code() != StatusCode::unsupported || packed || rows == 0) return status;
+    // What the prompt kernel does not take (no keys at all, blocks of odd sizes, other devices) the step
+    // kernel does, row by row.
+    if (status.code() != StatusCode::unsupported || packed) return status;
   }
   return run_best(kStep, launch_, problem, CacheStep{cache, append, t});
 }

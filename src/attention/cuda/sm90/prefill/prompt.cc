@@ -1,10 +1,8 @@
 #include "attention/cuda/sm90/prefill/prompt.h"
 
 #include "attention/cuda/common/tma.h"
-#include "attention/cuda/sm90/decode/append.h"
-#include "attention/cuda/sm90/decode/launch.h"
 #include "attention/cuda/sm90/prefill/launch.h"
-#include "core/format.h"
+#include "attention/cuda/steps/append.h"
 
 namespace tessera::attention::cuda::sm90 {
 namespace {
@@ -31,33 +29,22 @@ Status attend_prompt(tessera::cuda::Launch& launch, const AttentionProblem& p, c
     problem.seqlen_k = c.block_size;
   }
   if (c.seqlens == nullptr) {
-    const int64_t most = problem.seqlen_k - append.seqlen;
-    if (c.seqlen < 0 || c.seqlen > most) {
-      return invalid_argument(format("seqlen={} must be from 0 to {} (capacity {} less {} new keys)",
-                                     c.seqlen, most, problem.seqlen_k, append.seqlen),
-                              "seqlen");
-    }
     problem.seqlen_k = c.seqlen + append.seqlen;
   } else {
     pages.added = append.seqlen;
   }
   TESSERA_RETURN_IF_ERROR(prefill_supports(problem, pages));
-  const bool packed = p.cu_seqlens_q != nullptr;
-  const bool rows = p.batch > 0 && (packed ? p.total_q : p.seqlen_q) > 0;
   // All that prefill() could refuse once the new rows are written.
   TESSERA_RETURN_IF_ERROR(check_mappable("k_cache", read_only(c.k)));
   TESSERA_RETURN_IF_ERROR(check_mappable("v_cache", read_only(c.v)));
-  if (rows) {
-    TESSERA_RETURN_IF_ERROR(check_mappable("q", t.q));
-    TESSERA_RETURN_IF_ERROR(check_mappable("o", read_only(t.o)));
-  }
+  TESSERA_RETURN_IF_ERROR(check_mappable("q", t.q));
+  TESSERA_RETURN_IF_ERROR(check_mappable("o", read_only(t.o)));
   Strided<const void*> q = t.q;
-  if (append.seqlen > 0 && p.batch > 0) {
-    TokenRows<const void> turned{q.data, q.batch_stride, q.row_stride, q.head_stride};
-    TESSERA_RETURN_IF_ERROR(write_new_rows(launch, p, c, append, turned));
+  if (append.seqlen > 0) {
+    steps::TokenRows<const void> turned{q.data, q.batch_stride, q.row_stride, q.head_stride};
+    TESSERA_RETURN_IF_ERROR(steps::write_new_rows(launch, p, c, append, turned));
     q = {turned.data, turned.batch_stride, turned.row_stride, turned.head_stride};
   }
-  if (!rows) return {};
   return prefill(launch, problem, {q, read_only(c.k), read_only(c.v), t.o, t.lse}, pages);
 }
 

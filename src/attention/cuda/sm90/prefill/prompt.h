@@ -8,7 +8,7 @@
 namespace tessera::attention::cuda::sm90 {
 
 // Appends (tessera/paged.h), then attends, on launch.stream: attend_cache over device memory, by tiles of
-// query rows. Without query rows it appends and is done.
+// query rows.
 //
 // Takes f16 and bf16; head_dim and v_head_dim, any multiple of 8 to 256; causal, windows, softcap, ALiBi and
 // leftpad; cu_seqlens_q; block tables with blocks of a multiple of 8 slots, or contiguous caches. The host
@@ -19,7 +19,7 @@ namespace tessera::attention::cuda::sm90 {
 // rows once, and with a Rotary q once more each way (workspace: kRotatedSlot).
 //
 // Errors, before any launch: unsupported or invalid_argument naming the field; resource_exhausted.
-// REQUIRES: the checks of dispatch.cc.
+// REQUIRES: the checks of dispatch.cc, at least one query row.
 Status attend_prompt(tessera::cuda::Launch& launch, const AttentionProblem& problem, const CacheView& cache,
                      const CacheAppend& append, const CacheTensors& tensors);
 
