@@ -40,6 +40,21 @@ TEST(CudaDispatch, HopperTakesItsOwnKernelAndKeepsTheOther) {
   expect_line(lines, "  sm80 prefill (mma.sync): would do, but a faster kernel is there");
 }
 
+TEST(CudaDispatch, HopperSaysWhenItPacksAGroup) {
+  AttentionProblem p = problem();
+  p.batch = 64;
+  p.seqlen_q = 17;
+  p.seqlen_k = 4096;
+  p.heads = 32;
+  p.kv_heads = 8;
+  expect_line(explain_on(device(9, 0, 232448), p, Pass::forward),
+              "> sm90 prefill (TMA, wgmma): taken on GPU of the test (sm_90), the 4 query heads of a kv head "
+              "packed into one tile");
+  p.seqlen_q = 4096;
+  expect_line(explain_on(device(9, 0, 232448), p, Pass::forward),
+              "> sm90 prefill (TMA, wgmma): taken on GPU of the test (sm_90)\n");
+}
+
 TEST(CudaDispatch, AmpereAndLaterTakeTheGeneralOne) {
   for (const auto& [major, minor] : {std::pair{8, 0}, std::pair{8, 9}, std::pair{12, 0}}) {
     const std::string sm = std::to_string(10 * major + minor);

@@ -9,9 +9,7 @@
 #include <optional>
 #include <string>
 
-#include "attention/cuda/dispatch.h"
 #include "attention/cuda/sm90/prefill/launch.h"
-#include "attention/cuda/sm90/prefill/packing.h"
 #include "tests/cuda/support/tensors.cuh"
 
 namespace tessera::attention {
@@ -270,48 +268,6 @@ TEST_F(PrefillGrouped, GroupsThatAreNoneOrTooLargeAreRefusedWhenAskedFor) {
   EXPECT_EQ(cuda::sm90::prefill(*launch_, p, {}, {}, {.groups = GroupTiles::packed}).field(), "kv_heads");
   p.kv_heads = p.heads;
   EXPECT_EQ(cuda::sm90::prefill(*launch_, p, {}, {}, {.groups = GroupTiles::packed}).field(), "kv_heads");
-}
-
-TEST(PrefillPacking, PaysWhereFewRowsLeaveTilesEmptyAndTimeIsSaved) {
-  using cuda::sm90::packing_pays;
-  // 64 sequences of 17 rows, 32 heads over 8: 2,048 tiles of 17 rows, or 512 of 68.
-  EXPECT_TRUE(packing_pays(64, 17, 32, 8, 128, 132));
-  // Full tiles.
-  EXPECT_FALSE(packing_pays(64, 128, 32, 8, 128, 132));
-  EXPECT_FALSE(packing_pays(64, 4096, 32, 8, 128, 132));
-  // 130 rows: two tiles of a head, 8 of four; or 5.
-  EXPECT_TRUE(packing_pays(64, 130, 32, 8, 128, 132));
-  // 64 rows of two heads: two warpgroups beside each other hide more of each other than one alone.
-  EXPECT_TRUE(packing_pays(64, 64, 16, 8, 128, 132));
-  EXPECT_FALSE(packing_pays(64, 192, 32, 8, 128, 132));
-  // One sequence: 32 tiles at once, or 8 that take longer.
-  EXPECT_FALSE(packing_pays(1, 17, 32, 8, 128, 132));
-  EXPECT_FALSE(packing_pays(64, 17, 32, 32, 128, 132));
-  EXPECT_TRUE(packing_pays(64, 17, 28, 4, 128, 132)) << "groups of 7: 9 positions in 63 of 64 rows";
-  EXPECT_FALSE(packing_pays(64, 17, 130, 2, 128, 132)) << "groups of 65";
-  EXPECT_FALSE(packing_pays(64, 17, 32, 0, 128, 132));
-}
-
-TEST(PrefillPacking, ExplainSaysSo) {
-  AttentionProblem p;
-  p.batch = 64;
-  p.seqlen_q = 17;
-  p.seqlen_k = 4096;
-  p.heads = 32;
-  p.kv_heads = 8;
-  p.head_dim = p.v_head_dim = 128;
-  p.dtype = DType::bf16;
-  p.scale = 0.1f;
-  tessera::cuda::DeviceProperties device;
-  device.name = "test";
-  device.major = 9;
-  device.multiprocessors = 132;
-  const std::string with = cuda::explain_on(device, p, Pass::forward);
-  EXPECT_NE(with.find("the 4 query heads of a kv head packed into one tile"), std::string::npos) << with;
-  p.seqlen_q = 4096;
-  const std::string without = cuda::explain_on(device, p, Pass::forward);
-  EXPECT_NE(without.find("> sm90 prefill"), std::string::npos) << without;
-  EXPECT_EQ(without.find("packed into"), std::string::npos) << without;
 }
 
 }  // namespace

@@ -9,7 +9,10 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
+
+#include "attention/cuda/sm90/prefill/packing.h"
 
 namespace tessera::attention::cuda::sm90 {
 namespace {
@@ -187,6 +190,117 @@ TEST(PrefillSchedule, BlocksOfKeysAreThoseThatRowsSee) {
   }
 }
 
+// With the heads of a group in one tile: every row of every head in one warpgroup's row that is not idle, and
+// the warpgroup walks every block that the row sees and masks every block that it sees in part.
+template <int kBlock, Sight kSight>
+void check_grouped(std::mt19937& random, int tile_rows) {
+  const auto below = [&](int limit) { return static_cast<int>(random() % static_cast<uint32_t>(limit)); };
+  PrefillParams p{};
+  const int group = below(8) == 0 ? 33 + below(32) : 2 + below(15), kv_heads = 1 + below(3);
+  const int batch = 1 + below(4);
+  p.seqlen_q = 1 + below(300), p.seqlen_k = 1 + below(900);
+  std::vector<int32_t> cu = {0}, used;
+  int longest = 1;
+  for (int b = 0; b < batch; ++b) {
+    const int rows = below(300);
+    longest = std::max(longest, rows);
+    cu.push_back(cu.back() + rows);
+    used.push_back(below(p.seqlen_k + 1));
+  }
+  if (below(2) == 0) {
+    p.cu_seqlens_q = cu.data(), p.total_q = cu.back(), p.seqlen_q = longest;
+    p.seqused_k = used.data(), p.added = below(50);
+  }
+  p.window_left = kSight == Sight::window ? below(200) : kNoWindow;
+  p.window_right = kSight == Sight::window ? below(50) : kSight == Sight::causal ? 0 : kNoWindow;
+  const auto m_blocks = static_cast<uint32_t>((packed_rows(p.seqlen_q, group) + tile_rows - 1) / tile_rows);
+  p.m_blocks = Division(m_blocks);
+  p.heads = Division(static_cast<uint32_t>(kv_heads));
+  p.group = Division(static_cast<uint32_t>(group));
+  p.positions = Division(static_cast<uint32_t>(64 / group));
+  p.position_of = (65536 + group - 1) / group;
+  p.total_heads = batch * kv_heads;
+  p.tiles = p.total_heads * static_cast<int>(m_blocks);
+  const auto section = static_cast<uint32_t>(1 + below(p.total_heads));
+  p.section_heads = Division(section);
+  p.section_tiles = Division(section * m_blocks);
+  SCOPED_TRACE("group " + std::to_string(group) + " kv heads " + std::to_string(kv_heads) + " batch " +
+               std::to_string(batch) + " rows " + std::to_string(p.seqlen_q) + " keys " +
+               std::to_string(p.seqlen_k) + " tile " + std::to_string(tile_rows) + " block " +
+               std::to_string(kBlock) + " sight " + std::to_string(static_cast<int>(kSight)));
+  constexpr Form kForm = Form::grouped;
+  std::set<std::tuple<int, int, int>> seen;
+  for (int tile = 0; tile < p.tiles; ++tile) {
+    const TileIndex index = tile_index<true, true>(p, tile);
+    const Sequence s = sequence<kForm>(p, index.batch);
+    const int first = index.m * tile_rows, count = row_count<kForm>(p, s);
+    if (first >= count) continue;
+    const auto blocks = [&](int from, int to) {
+      return key_blocks<kBlock, kSight, kForm>(p, s, row_at<kForm>(p, from), row_at<kForm>(p, to));
+    };
+    const KeyBlocks all = blocks(first, std::min(first + tile_rows, count) - 1);
+    for (int warpgroup = first; warpgroup < std::min(first + tile_rows, count); warpgroup += 64) {
+      const KeyBlocks mine = blocks(warpgroup, warpgroup + 63);
+      const int low = at_least(mine.low, all.low);
+      const int high = at_least(at_most(mine.high, all.high), low + 1);
+      ASSERT_TRUE(low < all.high && high <= all.high) << low << " to " << high << " of " << all.high;
+      for (int x = warpgroup; x < std::min(warpgroup + 64, count); ++x) {
+        if (is_idle<kForm>(p, x)) continue;
+        const int row = row_at<kForm>(p, x), head = index.head + head_at<kForm>(p, x);
+        ASSERT_TRUE(row < s.rows && head < kv_heads * group && head / group == index.kv_head)
+            << "row " << row << " head " << head;
+        ASSERT_TRUE(seen.emplace(index.batch, head, row).second) << "row " << row << " head " << head;
+        const int position = row + s.first_position();
+        const int begin = std::max(0, position - p.window_left);
+        const int last = std::min(s.keys - 1, kSight == Sight::full ? s.keys - 1 : position + p.window_right);
+        if (last < begin) continue;
+        ASSERT_TRUE(begin / kBlock >= low && last / kBlock < high)
+            << "row " << row << " sees keys " << begin << " to " << last << ", blocks " << low << " to "
+            << high;
+        const int clear_low = std::max(low, mine.clear_low), clear_high = std::min(high, mine.clear_high);
+        if (clear_low < clear_high) {
+          ASSERT_TRUE(begin <= clear_low * kBlock && last >= clear_high * kBlock - 1)
+              << "row " << row << " sees keys " << begin << " to " << last << ", unmasked blocks "
+              << clear_low << " to " << clear_high;
+        }
+      }
+    }
+  }
+  size_t rows = 0;
+  for (int b = 0; b < batch; ++b) rows += static_cast<size_t>(sequence<kForm>(p, b).rows);
+  ASSERT_EQ(seen.size(), rows * static_cast<size_t>(kv_heads * group));
+}
+
+TEST(PrefillSchedule, GroupedTilesHoldEveryRowOfEveryHeadOnce) {
+  std::mt19937 random(5);
+  for (int trial = 0; trial < 150; ++trial) {
+    check_grouped<128, Sight::full>(random, 128);
+    check_grouped<128, Sight::causal>(random, 192);
+    check_grouped<80, Sight::window>(random, 128);
+    check_grouped<64, Sight::causal>(random, 256);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(PrefillPacking, PaysWhereFewRowsLeaveTilesEmptyAndTimeIsSaved) {
+  // 64 sequences of 17 rows, 32 heads over 8: 2,048 tiles of 17 rows, or 512 of 68.
+  EXPECT_TRUE(packing_pays(64, 17, 32, 8, 128, 132));
+  // Full tiles.
+  EXPECT_FALSE(packing_pays(64, 128, 32, 8, 128, 132));
+  EXPECT_FALSE(packing_pays(64, 4096, 32, 8, 128, 132));
+  // 130 rows: two tiles of a head, 8 of four; or 5.
+  EXPECT_TRUE(packing_pays(64, 130, 32, 8, 128, 132));
+  // 64 rows of two heads: two warpgroups beside each other hide more of each other than one alone.
+  EXPECT_TRUE(packing_pays(64, 64, 16, 8, 128, 132));
+  EXPECT_FALSE(packing_pays(64, 192, 32, 8, 128, 132));
+  // One sequence: 32 tiles at once, or 8 that take longer.
+  EXPECT_FALSE(packing_pays(1, 17, 32, 8, 128, 132));
+  EXPECT_FALSE(packing_pays(64, 17, 32, 32, 128, 132));
+  EXPECT_TRUE(packing_pays(64, 17, 28, 4, 128, 132)) << "groups of 7: 9 positions in 63 of 64 rows";
+  EXPECT_FALSE(packing_pays(64, 17, 130, 2, 128, 132)) << "groups of 65";
+  EXPECT_FALSE(packing_pays(64, 17, 32, 0, 128, 132));
+}
+
 TEST(PrefillSchedule, LengthsOutOfRangeStayInsideTheTensors) {
   std::mt19937 random(4);
   const auto any = [&] { return static_cast<int32_t>(random() % 2001) - 700; };
@@ -198,7 +312,7 @@ TEST(PrefillSchedule, LengthsOutOfRangeStayInsideTheTensors) {
     p.seqlen_q = 300, p.seqlen_k = 400;
     p.total_q = 700, p.total_k = 900;
     if (random() % 2 == 0) p.cu_seqlens_q = cu_q.data(), p.cu_seqlens_k = cu_k.data();
-    if (random() % 2 == 0) p.seqused_k = used.data();
+    if (random() % 2 == 0) p.seqused_k = used.data(), p.added = static_cast<int32_t>(random() % 300);
     if (random() % 2 == 0) p.leftpad_k = pad.data();
     for (int batch = 0; batch < 4; ++batch) {
       const Sequence s = sequence<Form::ragged>(p, batch);

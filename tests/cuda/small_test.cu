@@ -8,6 +8,7 @@
 
 #include "attention/cuda/dispatch.h"
 #include "attention/cuda/sm80/prefill/forward.h"
+#include "attention/cuda/sm90/prefill/launch.h"
 #include "attention/cuda/tree/tree.h"
 #include "tests/cuda/support/oracle_case.cuh"
 #include "tests/cuda/support/paged_case.cuh"
@@ -83,7 +84,42 @@ TEST_F(Small, Forward) {
   check_forward(forward, DType::bf16, 64, features);
   check_forward(forward, DType::bf16, 128, {Feature::causal, Feature::leftpad, Feature::dropout});
   check_forward(forward, DType::f16, 96, {Feature::causal, Feature::seqused, Feature::ancestors});
-  check_forward(forward, DType::f16, 256, {Feature::causal});
+  check_forward(forward, DType::f16, 256, {Feature::causal, Feature::softcap});
+}
+
+// Rows enough that the Hopper kernel takes its plain form, and tiles that no row is missing from.
+TEST_F(Small, ForwardOfWholeTiles) {
+  for (const int dim : {64, 128, 256}) {
+    for (const bool causal : {false, true}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + " causal " + std::to_string(causal));
+      DenseCase c(DType::bf16, 1, 260, 200, 1, dim, 613);
+      c.p.mask.causal = causal;
+      c.fill();
+      const Status status = run_on_device(*launch_, forward, c);
+      ASSERT_TRUE(status.ok()) << status.message();
+      c.check();
+    }
+  }
+}
+
+TEST_F(Small, ForwardOfPackedGroups) {
+  if (launch_->device.sm() != 90) GTEST_SKIP() << "groups of heads share tiles on sm_90";
+  const DeviceForward packed = [](tessera::cuda::Launch& launch, const AttentionProblem& problem,
+                                  const ForwardTensors& tensors) {
+    return cuda::sm90::prefill(launch, problem, tensors, {}, {.groups = cuda::sm90::GroupTiles::packed});
+  };
+  for (const int dim : {64, 128, 256}) {
+    for (const int kv_heads : {2, 3}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + " kv heads " + std::to_string(kv_heads));
+      DenseCase c(DType::bf16, 2, 21, 150, 6, dim, 614);
+      c.p.kv_heads = kv_heads;
+      c.p.mask.causal = true;
+      c.fill();
+      const Status status = run_on_device(*launch_, packed, c);
+      ASSERT_TRUE(status.ok()) << status.message();
+      c.check();
+    }
+  }
 }
 
 TEST_F(Small, ForwardOfEveryDevice) {
@@ -179,6 +215,17 @@ TEST_F(Small, PromptOverPages) {
   OracleFeatures features;
   features.causal = true;
   c.check(features, "a prompt of 40");
+  const auto rows = c.take_rows(40);
+  CacheView view = c.view();
+  view.seqlens = rows.lengths.as<int32_t>();
+  CacheAppend append;
+  append.seqlen = 40;
+  append.k = contiguous<const void*>(rows.k.data(), 40, s.kv_heads, s.head_dim);
+  append.v = contiguous<const void*>(rows.v.data(), 40, s.kv_heads, s.head_dim);
+  p.softcap = 2.0f;
+  attend(c, p, view, append);
+  features.softcap = 2.0;
+  c.check(features, "a prompt of 40 that appends, softcap");
 }
 
 TEST_F(Small, Append) {
