@@ -100,11 +100,14 @@ struct DecodeParams {
     const auto low = [](const void* pointer) {
       return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pointer));
     };
-    const uint32_t sum = low(q.data) + low(o.data) + low(lse) + static_cast<uint32_t>(tokens) +
-                         by_kv_heads.value + static_cast<uint32_t>(head_dim) + low(block_table) +
-                         by_page.value + low(seqlens) + static_cast<uint32_t>(may_split) + by_blocks.value +
-                         low(token_list) + low(partial_ml) + static_cast<uint32_t>(features.causal);
+    [[maybe_unused]] const uint32_t sum =
+        low(q.data) + low(o.data) + low(lse) + static_cast<uint32_t>(tokens) + by_kv_heads.value +
+        static_cast<uint32_t>(head_dim) + low(block_table) + by_page.value + low(seqlens) +
+        static_cast<uint32_t>(may_split) + by_blocks.value + low(token_list) + low(partial_ml) +
+        static_cast<uint32_t>(features.causal);
+#ifdef __CUDA_ARCH__
     asm volatile("{\n.reg .pred zero;\nsetp.eq.u32 zero, %0, 0;\n@zero nanosleep.u32 0;\n}\n" ::"r"(sum));
+#endif
   }
 #endif
 
