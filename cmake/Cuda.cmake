@@ -22,7 +22,10 @@ message(STATUS "CUDA kernels: ${TESSERA_HAS_CUDA}")
 
 if(TESSERA_HAS_CUDA)
   # ptxas' report is read after each kernel file: spills and serialised wgmma fail the build (see the script).
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/cmake/check_ptxas.sh ${TESSERA_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/cmake/check_ptxas.sh)
+  if(TESSERA_CCACHE)
+    list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER ${TESSERA_CCACHE})
+  endif()
   # -fmad=false: as for C++, a fused multiply-add is written where it is wanted.
   # 20012 and 20013: defaulted and constexpr functions of the standard library in device code are meant.
   add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--expt-relaxed-constexpr;-lineinfo;-Xptxas=-v;-diag-suppress=20012,20013;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Wno-unused-parameter>")

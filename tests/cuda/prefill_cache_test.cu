@@ -167,8 +167,8 @@ void check_prompt(PrefillCache& test, const PagedShape& shape, bool rotate,
   const std::vector<uint16_t> full_k = PagedCase::download(c.k), full_v = PagedCase::download(c.v);
   EXPECT_EQ(full_v, taken.cache_v) << name << ": the cache of v after the call";
   const std::vector<uint16_t> q = PagedCase::download(c.q);
+  std::vector<uint16_t> turned = q;
   if (rotate) {
-    std::vector<uint16_t> turned = q;
     for (size_t row = 0; row < turned.size() / size_t(shape.head_dim); ++row) {
       const int token = int(row) / shape.heads, b = token / kRows;
       const int position = shape.lengths[size_t(b)] - kRows + token % kRows;
@@ -216,6 +216,8 @@ void check_prompt(PrefillCache& test, const PagedShape& shape, bool rotate,
   size_t unlike = 0;
   for (size_t i = 0; i < got.size(); ++i) unlike += got[i] != want[i];
   std::printf("%s: %zu of %zu elements of the chunks unlike the whole's\n", name.c_str(), unlike, got.size());
+  cudaMemcpy(c.q.data(), turned.data(), turned.size() * 2, cudaMemcpyHostToDevice);
+  cudaMemcpy(c.lse.data(), got_lse.data(), got_lse.size() * 4, cudaMemcpyHostToDevice);
   c.check(f, name + " in chunks");
 }
 

@@ -54,6 +54,7 @@ class DeviceTensor {
   void upload() {
     cudaMemcpy(device_.data(), host_.data(), host_.size() * 2, cudaMemcpyHostToDevice);
     cudaDeviceSynchronize();
+    uploaded_ = true;
   }
   void download() { cudaMemcpy(host_.data(), device_.data(), host_.size() * 2, cudaMemcpyDeviceToHost); }
   const std::vector<uint16_t>& bits() const { return host_; }
@@ -76,7 +77,7 @@ class DeviceTensor {
 
  private:
   void check_outer_guards() const {
-    if (device_.data() == nullptr) return;
+    if (device_.data() == nullptr || !uploaded_) return;
     std::vector<uint16_t> guards(2 * kGuard, 0);
     const auto* memory = static_cast<const uint16_t*>(device_.data());
     const size_t behind = device_.size() / 2 - kGuard;
@@ -96,6 +97,7 @@ class DeviceTensor {
   int64_t batch_, rows_, heads_, dim_, pitch_;
   std::vector<uint16_t> host_;
   tessera::cuda::DeviceBuffer device_;
+  bool uploaded_ = false;  // only then there are guards
 };
 
 }  // namespace tessera::attention

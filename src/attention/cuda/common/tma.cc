@@ -45,6 +45,9 @@ Status encoded(CUtensorMap* map, const char* what, DType dtype, const Strided<co
       const_cast<void*>(tensor.data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
       promotion == Promotion::none ? CU_TENSOR_MAP_L2_PROMOTION_NONE : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  // Anything but a map that cannot be is not the tensor's fault.
+  if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_VALUE)
+    return tessera::cuda::to_status(static_cast<int>(result), format("a tensor map of {}", what));
   if (result != CUDA_SUCCESS) {
     return invalid_argument(
         format("{} with strides {}, {}, {}: no tensor map (driver error {})", what, tensor.batch_stride,

@@ -159,7 +159,7 @@ Result<int> set_division(tessera::cuda::Launch& launch, const AttentionProblem& 
   const int most = tuning.blocks > 0 ? tuning.blocks : launch.device.multiprocessors;
   const int64_t partial_rows = items * p.units_most * p.piece_rows;
   // Whole items are faster from some one and a half items a block on (measured).
-  if (tuning.split && 2 * items < 3 * most && p.units_most > split_above(split_grain(items, most)) &&
+  if (tuning.split && 2 * items < 3 * most && p.units_most > kSplitAbove &&
       partial_bytes(partial_rows, kernel_dim(problem.head_dim)) <= kMostPartialBytes) {
     p.may_split = 1;
     TESSERA_RETURN_IF_ERROR(set_partials(launch, partial_rows, kernel_dim(problem.head_dim), p));

@@ -78,7 +78,7 @@ struct Schedule {
       units = __reduce_add_sync(~0u, units);
       most = __reduce_max_sync(~0u, most);
       grain = split_grain(p.batch * items_of_sequence(), blocks());
-      split = most > split_above(grain);
+      split = most > kSplitAbove;
     }
     if (one_each()) return;
     total = (split ? units : tiles) * items_of_sequence();
