@@ -302,7 +302,11 @@ class Bench:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             work()
-        return graph.replay
+
+        def replay(_kept=run):  # a backward's graph reads what `run` keeps of the forward
+            graph.replay()
+
+        return replay
 
     def seconds(self, work):
         """Device seconds of work(), enqueued behind a short wait so that the host is ahead of it; clock, watts, degrees."""
