@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/cuda/support/late_writer.cuh"
 #include "tests/cuda/support/paged_case.cuh"
 
 namespace tessera::attention::cuda::sm90 {
@@ -336,6 +337,37 @@ TEST_F(Decode, AGraphStaysValidWhileLengthsGrow) {
     ASSERT_TRUE(graph->launch(launch_->stream).ok());
     ASSERT_TRUE(launch_->stream.synchronize().ok());
     c.check({}, "grown under a graph, kv heads " + std::to_string(kv_heads));
+  }
+}
+
+// The kernel looks at lengths and blocks before the kernel ahead has ended, and has to look again.
+TEST_F(Decode, WhatTheKernelAheadWritesLastIsTrue) {
+  for (const auto& [kv_heads, page] : {std::pair{2, 64}, {32, 64}, {32, 16}, {8, 8}}) {
+    PagedShape s;
+    s.heads = 32, s.kv_heads = kv_heads, s.page = page;
+    s.lengths = {3000, 1, 1029, 700, 2048};
+    PagedCase c(s);
+    AttentionProblem p = c.problem();
+    p.mask.causal = false;
+    run_exactly(c, p);
+    const std::vector<uint16_t> want = c.output();
+    c.check({}, "before, kv heads " + std::to_string(kv_heads) + " page " + std::to_string(page));
+    for (const std::vector<int32_t>& stale : {std::vector<int32_t>{100, 2000, 0, 3000, 64},
+                                              {0, 0, 0, 0, 0},
+                                              {-7, INT32_MAX, 1030, 700, 2049},
+                                              s.lengths}) {
+      cuda_test::LateWriter writer(c, stale);
+      for (const auto& [of_lengths, of_blocks] : {std::pair{true, false}, {false, true}, {true, true}}) {
+        c.clear();
+        writer.launch(static_cast<cudaStream_t>(launch_->stream.handle()), of_lengths, of_blocks);
+        const Status status = decode(*launch_, p, c.view(), {}, c.tensors());
+        ASSERT_TRUE(status.ok()) << status.message();
+        const Status done = launch_->stream.synchronize();
+        ASSERT_TRUE(done.ok()) << done.message();
+        EXPECT_EQ(c.output(), want) << "kv heads " << kv_heads << " page " << page << " lengths "
+                                    << of_lengths << " blocks " << of_blocks;
+      }
+    }
   }
 }
 

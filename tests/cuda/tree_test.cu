@@ -7,6 +7,7 @@
 #include <map>
 
 #include "attention/cuda/sm90/decode/decode.h"
+#include "tests/cuda/support/late_writer.cuh"
 #include "tests/cuda/support/paged_case.cuh"
 
 namespace tessera::attention::cuda::sm90 {
@@ -315,6 +316,34 @@ std::vector<TreeSequence> planned(const PagedCase& c, const std::vector<int64_t>
   std::vector<TreeSequence> sequences = sequences_of(c);
   for (size_t b = 0; b < keys.size(); ++b) sequences[b].keys = keys[b];
   return sequences;
+}
+
+TEST_F(Tree, WhatTheKernelAheadWritesLastIsTrue) {
+  for (const TreeSharing sharing : {TreeSharing::always, TreeSharing::never}) {
+    for (const int page : {64, 16}) {
+      PagedShape s = star(16, 1024, 300, 32, 8);
+      s.page = page;
+      PagedCase c(s);
+      auto plan = TreePlan::create(*launch_, problem(c), planned(c, std::vector<int64_t>(16, 1324 - 40)),
+                                   page, {sharing});
+      ASSERT_TRUE(plan.ok());
+      attend(c, *plan);
+      c.check({}, "before, page " + std::to_string(page));
+      const std::vector<uint16_t> want = c.output();
+      for (const int32_t stale : {1284, 1325, 1500, 0, -1}) {
+        cuda_test::LateWriter writer(c, std::vector<int32_t>(16, stale));
+        for (const auto& [of_lengths, of_blocks] : {std::pair{true, false}, {false, true}, {true, true}}) {
+          c.clear();
+          writer.launch(static_cast<cudaStream_t>(launch_->stream.handle()), of_lengths, of_blocks);
+          const Status status = plan->attend(*launch_, c.view(), {}, c.tensors());
+          ASSERT_TRUE(status.ok()) << status.message();
+          const Status done = launch_->stream.synchronize();
+          ASSERT_TRUE(done.ok()) << done.message();
+          EXPECT_EQ(c.output(), want) << "page " << page << " stale " << stale << " blocks " << of_blocks;
+        }
+      }
+    }
+  }
 }
 
 TEST_F(Tree, ThePlanStaysValidWhileSequencesGrow) {

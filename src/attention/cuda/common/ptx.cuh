@@ -89,6 +89,18 @@ __device__ __forceinline__ void near(const int32_t* address) {
   asm volatile("{\n.reg .b32 unused;\nld.global.nc.b32 unused, [%0];\n}\n" ::"l"(address));
 }
 
+// Into L2 alone, where it may still change.
+__device__ __forceinline__ void near_in_l2(const int32_t* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// What the address holds now, past the cache of the multiprocessor: also where other kernels still write.
+__device__ __forceinline__ int32_t load_now(const int32_t* address) {
+  int32_t value;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+
 // ---- sm_90 ------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
@@ -123,6 +135,16 @@ __device__ __forceinline__ void tma_load(uint32_t shared, const CUtensorMap* map
       "{%3, %4, "
       "%5, %6, %7}], [%2], %8;" ::"r"(shared),
       "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(policy)
+      : "memory");
+}
+// The same box into L2 alone. It may be wrong or be written meanwhile: whoever loads it later gets what is
+// true.
+__device__ __forceinline__ void tma_near(const CUtensorMap* map, int c0, int c1, int c2, int c3, int c4,
+                                         uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.prefetch.tensor.5d.L2.global.tile.L2::cache_hint [%0, {%1, %2, %3, %4, %5}], %6;" ::"l"(
+          map),
+      "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(policy)
       : "memory");
 }
 __device__ __forceinline__ void tma_load_4d(uint32_t shared, const CUtensorMap* map, uint32_t barrier, int c0,

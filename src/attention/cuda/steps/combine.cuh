@@ -52,6 +52,7 @@ template <typename T, int kDim, bool kListed, bool kFeatures>
 __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     combine_kernel(const __grid_constant__ CombineParams c) {
   const DecodeParams& p = c.decode;
+  let_next_kernel_start();
   p.touch();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int heads = p.kv_heads * p.group;
@@ -68,17 +69,17 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
   if constexpr (kListed) {
     TokenPartials mine{0, 0, 0, 0};
     int32_t keys = 0;  // final: the kernel that this one depends on let it start after waiting for all before
+    PartialEntry entry{0, INT32_MAX};
     if (exists) {
+      if (lane < c.entry_stride) entry = c.entries[int64_t{pair} * c.entry_stride + lane];
       mine = c.tokens[pair];
       keys = extent_of<false>(p, batch).keys;
     }
     const int64_t offset = head_in_group;
     const auto load = [&](int at) {
-      PartialEntry entry{0, INT32_MAX};
-      if (at < mine.count) entry = c.entries[mine.first + at];
-      return entry;
+      return at < mine.count ? c.entries[mine.first + at] : PartialEntry{0, INT32_MAX};
     };
-    PartialEntry entry = load(lane);
+    if (c.entry_stride == 0) entry = load(lane);
     wait_for_kernels_before();
     if (!exists || mine.count == 0) return;
     for (int first = 0;;) {
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     covered = keys >= mine.least && keys <= mine.most;
   } else {
     // The lengths are final: the kernel that this one depends on let it start after waiting for all before.
-    const Schedule<kFeatures> schedule(p, lane);
+    const Schedule<kFeatures> schedule(Lengths{p, nullptr}, lane);
     if (!schedule.split || !exists) {
       wait_for_kernels_before();
       return;

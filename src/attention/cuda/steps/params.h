@@ -140,6 +140,7 @@ struct CombineParams {
   // Tree; null: the partials follow from the lengths.
   const TokenPartials* tokens;  // [token][kv_head]
   const PartialEntry* entries;
+  int32_t entry_stride;  // lists begin at multiples of it, filled up with entries that are never there; or 0
 };
 
 }  // namespace tessera::attention::cuda::steps

@@ -16,10 +16,14 @@ constexpr double kPartialCost = 0.01;
 // A tile that comes from L2, because other sequences have read it: without sharing all reads are at least as
 // long as if they all did, or as what is unique from memory, and a little of the shorter adds to the longer.
 constexpr double kRereadCost = 0.45;
-constexpr double kShorterAdds = 0.2;
-// With sharing there is a second kernel; more rows than a warpgroup's make private work wait longer for both.
+constexpr double kShorterAdds = 0.25;
+// With sharing there is a second kernel; more rows than a warpgroup's make private work wait for both. Cut
+// into a warpgroup's, the rest reads the same tiles once more, from L2.
 constexpr double kSecondKernelCost = 1.0;
-constexpr double kBothWarpgroupsCost = 2.0;
+constexpr double kBothWarpgroupsCost = 0.35;
+constexpr double kSecondReadCost = 0.4;
+// Longer pieces have to be better by so much: what they last longer at the end is not in the model.
+constexpr double kClearlyBetter = 0.99;
 
 constexpr int32_t kWarpgroupRows = 64;
 
@@ -49,14 +53,21 @@ class Planner {
         format("{} sequences, {} runs: {} tiles a kv head ({} shared) instead of {}\n", sequences_.size(),
                runs_.size(), work_.reads.tiles, work_.reads.shared, work_.reads.unshared);
     if (options_.sharing == TreeSharing::never || work_.reads.shared == 0) return apart();
-    make_parts();
+    int32_t rows = options_.most_rows;
+    make_parts(rows);
     Candidate best = choose();
-    double shared = best.makespan + kSecondKernelCost;
-    for (const Part& part : parts_) {
-      if (part.rows <= kWarpgroupRows) continue;
-      shared += kBothWarpgroupsCost;
-      break;
+    if (std::any_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.rows > kWarpgroupRows; })) {
+      best.cost += kBothWarpgroupsCost;
+      make_parts(kWarpgroupRows);
+      Candidate halves = choose();
+      if (halves.cost < best.cost) {
+        best = std::move(halves);
+        rows = kWarpgroupRows;
+      }
+      make_parts(rows);
     }
+    work_.explanation += format("> {} units, at most {} rows\n", best.units, rows);
+    const double shared = best.cost + kSecondKernelCost;
     const double unique = double(work_.reads.tiles) * kv_heads_ / options_.blocks;
     const double reread = double(work_.reads.unshared) * kv_heads_ / options_.blocks * kRereadCost;
     const double unshared = std::max(unique, reread) + kShorterAdds * std::min(unique, reread);
@@ -161,10 +172,12 @@ class Planner {
   // Of as many rows: a warp's or a warpgroup's, both warpgroups'.
   static double tile_cost(int32_t rows) { return rows <= kWarpgroupRows ? 1.0 : 1.3; }
 
-  // The runs as parts of at most most_rows rows; shared runs further cut into `units` each by lay_out().
-  void make_parts() {
-    const int32_t most = std::max(1, options_.most_rows / group_);
+  // The runs as parts of at most `rows` rows; shared runs further cut into `units` each by lay_out().
+  void make_parts(int32_t rows) {
+    const int32_t most = std::max(1, rows / group_);
     int64_t partial = 0;
+    parts_.clear();
+    work_.tokens.clear();
     for (const Run& run : runs_) {
       for (int32_t i = run.first; i < run.end; i += most) {
         const int32_t end = std::min(run.end, i + most);
@@ -190,6 +203,7 @@ class Planner {
   struct Candidate {
     int32_t units = 0;  // of a shared piece
     double makespan = 0;
+    double cost = 0;  // and what is not a block's
     std::vector<std::vector<Piece>> of_block;
   };
 
@@ -203,19 +217,25 @@ class Planner {
   }
 
   Candidate choose() {
-    double total = 0;
-    for (const Part& part : parts_) total += part.cost * kv_heads_;
+    double total = 0, again = 0;
+    int32_t rows = 0;
+    for (const Part& part : parts_) {
+      total += part.cost * kv_heads_;
+      rows = std::max(rows, part.rows);
+      if (!part.tail) again += part.cost * kv_heads_;
+    }
+    again = std::max(0.0, again / options_.blocks - double(work_.reads.shared) * kv_heads_ / options_.blocks);
     const double fair = total / options_.blocks;
     Candidate best;
     for (const int32_t units : {1, 2, 4, 8}) {
       if (options_.shared_units > 0 && units != options_.shared_units) continue;
       Candidate c = lay_out(units);
       work_.explanation +=
-          format("shared pieces of {} units: longest block {:.1f} tiles, fair share {:.1f}\n", units,
-                 c.makespan, fair);
-      if (best.units == 0 || c.makespan < best.makespan) best = std::move(c);
+          format("shared pieces of {} units, {} rows: longest block {:.1f} tiles, fair share {:.1f}\n", units,
+                 rows, c.makespan, fair);
+      if (best.units == 0 || c.makespan < best.makespan * kClearlyBetter) best = std::move(c);
     }
-    work_.explanation += format("> {} units\n", best.units);
+    best.cost = best.makespan + (rows <= kWarpgroupRows ? kSecondReadCost * again : 0.0);
     return best;
   }
 
@@ -364,7 +384,16 @@ class Planner {
       }
     }
     work_.limits.resize(sequences_.size());  // whole rows follow any length
+    size_t most = 0, all = 0;
+    for (const std::vector<Handed>& list : handed) {
+      most = std::max(most, list.size());
+      all += list.size();
+    }
+    // A list for each where its number alone says, unless that takes far more room.
+    const bool padded = handed.size() * most <= 4 * all + 4096;
+    if (padded) work_.entry_stride = static_cast<int32_t>(most);
     for (size_t i = 0; i < handed.size(); ++i) {
+      if (padded) work_.entries.resize(i * most, {0, INT32_MAX});
       std::vector<Handed>& list = handed[i];
       std::sort(list.begin(), list.end(), [](const Handed& a, const Handed& b) { return a.unit < b.unit; });
       const size_t token = i / size_t(kv_heads_);
@@ -379,6 +408,7 @@ class Planner {
             {continues ? static_cast<int32_t>(uint32_t(h.row) | 0x80000000u) : h.row, h.unit * kUnit});
       }
     }
+    if (padded) work_.entries.resize(handed.size() * most, {0, INT32_MAX});
   }
 
   std::span<const TreeSequence> sequences_;

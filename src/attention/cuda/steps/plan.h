@@ -57,6 +57,7 @@ struct TreeWork {
   std::vector<int32_t> tokens;          // rows of pieces: token ids
   std::vector<TokenPartials> partials;  // [token][kv_head]
   std::vector<PartialEntry> entries;
+  int32_t entry_stride = 0;  // from one's list to the next one's; 0: they vary
   int64_t partial_rows = 0;
   std::vector<KeyLimits> limits;  // [sequence]
   TreeReads reads;

@@ -21,9 +21,9 @@ struct Extent {  // of the keys that some row of a sequence may see
   int32_t first_unit, units;  // units >= 1: rows that see nothing are written too
 };
 
+// `before`: keys of sequence b in front of those that the call adds.
 template <bool kFeatures>
-__device__ __forceinline__ Extent extent_of(const DecodeParams& p, int b) {
-  const int32_t before = p.seqlens != nullptr ? __ldg(p.seqlens + b) : p.seqlen;
+__device__ __forceinline__ Extent extent_from(const DecodeParams& p, int b, int32_t before) {
   Extent e;
   e.keys = max(0, min(before + p.appended, p.capacity));
   e.first_unit = 0;
@@ -37,6 +37,50 @@ __device__ __forceinline__ Extent extent_of(const DecodeParams& p, int b) {
   return e;
 }
 
+template <bool kFeatures>
+__device__ __forceinline__ Extent extent_of(const DecodeParams& p, int b) {
+  return extent_from<kFeatures>(p, b, p.seqlens != nullptr ? __ldg(p.seqlens + b) : p.seqlen);
+}
+
+// The lengths of a step as a kernel finds them while those before it still run, in shared memory. What
+// follows from them is a guess until is_true(), behind dependency_wait(), has read them again. Only lengths
+// of the device are kept.
+struct Lengths {
+  static constexpr int kMost = 256;
+  const DecodeParams& p;
+  int32_t* kept;  // [kMost], or null: read where they are
+
+  // By a whole warp, with what ask() gave.
+  __device__ __forceinline__ void read(int32_t asked) const {
+    if (kept == nullptr || p.seqlens == nullptr) return;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    __syncwarp();
+    if (lane < p.batch) kept[lane] = asked;
+#pragma unroll 1
+    for (int b = lane + 32; b < p.batch; b += 32) kept[b] = load_now(p.seqlens + b);
+    __syncwarp();
+  }
+  // The lane's first length: on its way while others are asked for.
+  __device__ __forceinline__ int32_t ask() const {
+    const int b = static_cast<int>(threadIdx.x) % 32;
+    return kept != nullptr && p.seqlens != nullptr && b < p.batch ? load_now(p.seqlens + b) : 0;
+  }
+  // Of the lane's lengths.
+  __device__ __forceinline__ bool is_true(int32_t asked) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (kept == nullptr || p.seqlens == nullptr || lane >= p.batch) return true;
+    bool same = kept[lane] == asked;
+#pragma unroll 1
+    for (int b = lane + 32; b < p.batch; b += 32) same &= kept[b] == load_now(p.seqlens + b);
+    return same;
+  }
+  template <bool kFeatures>
+  __device__ __forceinline__ Extent extent(int b) const {
+    if (kept == nullptr || p.seqlens == nullptr) return extent_of<kFeatures>(p, b);
+    return extent_from<kFeatures>(p, b, kept[b]);
+  }
+};
+
 struct Cut {
   int32_t item;
   int32_t unit;  // of the item's units
@@ -46,6 +90,7 @@ struct Cut {
 template <bool kFeatures>
 struct Schedule {
   const DecodeParams& p;
+  const Lengths lengths;
   const int lane;
   Extent first_extent;              // of sequence `lane`
   int32_t total;                    // cost
@@ -59,14 +104,20 @@ struct Schedule {
     return split ? e.units : (e.keys + kTile - 1) / kTile + kItemCost;
   }
   __device__ __forceinline__ Extent extent(int b) const {
-    return b == lane ? first_extent : extent_of<kFeatures>(p, b);
+    return b == lane ? first_extent : lengths.extent<kFeatures>(b);
   }
 
   // By a whole warp.
-  __device__ __forceinline__ Schedule(const DecodeParams& params, int lane_in)
-      : p(params), lane(lane_in), first_extent{0, 0, 1}, split(false), grain(kSegmentUnits) {
-    if (lane < p.batch) first_extent = extent_of<kFeatures>(p, lane);
+  __device__ __forceinline__ Schedule(const Lengths& lengths_in, int lane_in)
+      : p(lengths_in.p),
+        lengths(lengths_in),
+        lane(lane_in),
+        first_extent{0, 0, 1},
+        split(false),
+        grain(kSegmentUnits) {
+    if (lane < p.batch) first_extent = lengths.extent<kFeatures>(lane);
     int32_t tiles = 0, units = 0, most = 0;
+#pragma unroll 1
     for (int b = lane; b < p.batch; b += 32) {
       const Extent e = extent(b);
       tiles += cost(e);
@@ -87,7 +138,9 @@ struct Schedule {
   }
 
   // The first position of block i's share, on the line of cost.
-  __device__ __forceinline__ int32_t share(int i) const { return share_floor * i + min(i, share_rest); }
+  __device__ __forceinline__ int32_t share(int i) const {
+    return share_floor * i + min(i, share_rest);
+  }
   // The last block whose share begins at or before `position`.
   __device__ __forceinline__ int block_at(int32_t position) const {
     const int32_t large = (share_floor + 1) * share_rest;
@@ -117,6 +170,7 @@ struct Schedule {
     }
     const int32_t from = share(i), to = share(i + 1);
     int32_t before = 0;
+#pragma unroll 1
     for (int first = 0; first < p.batch; first += 32) {
       const int b = first + lane;
       Extent e{0, 0, 1};
@@ -164,27 +218,49 @@ struct Schedule {
 template <bool kFeatures>
 struct LengthPieces {
   const DecodeParams& p;
+  const Lengths lengths;
+  const int block;
   Cut at, end;
   int loaded = -1;  // the sequence of `extent`
   Extent extent;
+  Piece piece;
 
-  __device__ __forceinline__ LengthPieces(const DecodeParams& params, int block) : p(params) {
-    // The table's first entries, where equal lengths would put this block: they travel while the lengths do.
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (p.block_table != nullptr) {
-      const int guess = p.by_blocks.quotient(block * p.batch);
-      const int entry = p.by_page.quotient(lane * kTile);
-      if (entry < p.table_stride) near(p.block_table + guess * p.table_stride + entry);
-    }
-    Schedule<kFeatures>(p, lane).bounds(block, at, end);
+  // By a whole warp, as everything here.
+  __device__ __forceinline__ LengthPieces(const DecodeParams& params, int32_t* kept, int block_in)
+      : p(params), lengths{params, kept}, block(block_in) {}
+  __device__ __forceinline__ void open() const {}
+  __device__ __forceinline__ int32_t ask() const { return lengths.ask(); }
+  __device__ __forceinline__ bool is_true(int32_t asked) const { return lengths.is_true(asked); }
+  // The table's first entries, where equal lengths would put this block.
+  __device__ __forceinline__ void bring_table_near() const {
+    if (p.block_table == nullptr) return;
+    const int guess = p.by_blocks.quotient(block * p.batch);
+    const int entry = p.by_page.quotient(static_cast<int>(threadIdx.x) % 32 * kTile);
+    if (entry < p.table_stride) near(p.block_table + guess * p.table_stride + entry);
   }
-  __device__ __forceinline__ bool next(Piece& piece) {
+  // Whose blocks this block of the grid reads first, if all lengths are equal and nothing is split; or -1.
+  __device__ __forceinline__ int32_t sequence_of_block() const {
+    if (p.block_table == nullptr || p.may_split != 0) return -1;
+    const auto items = static_cast<uint32_t>(p.batch * p.kv_heads * p.row_blocks);
+    const uint32_t before = static_cast<uint32_t>(block) * items + p.by_blocks.value - 1;
+    const auto item = static_cast<int32_t>(min(before / p.by_blocks.value, items - 1));
+    return p.by_kv_heads.quotient(p.by_row_blocks.quotient(item));
+  }
+  // From the first piece on, by the lengths of now: what ask() has given, and more.
+  __device__ __forceinline__ void begin(int32_t asked) {
+    lengths.read(asked);
+    loaded = -1;
+    Schedule<kFeatures>(lengths, static_cast<int>(threadIdx.x) % 32).bounds(block, at, end);
+  }
+  __device__ __forceinline__ const Piece& current() const { return piece; }
+  // The next one becomes the current one.
+  __device__ __forceinline__ bool next() {
     while (at.item < end.item || (at.item == end.item && at.unit < end.unit)) {
       const int32_t item = at.item;
       const int pair = p.by_row_blocks.quotient(item), row_block = item - pair * p.row_blocks;
       const int b = p.by_kv_heads.quotient(pair);
       if (b != loaded) {
-        extent = extent_of<kFeatures>(p, b);
+        extent = lengths.extent<kFeatures>(b);
         loaded = b;
       }
       const int32_t first = at.unit;
@@ -210,42 +286,70 @@ struct LengthPieces {
   }
 };
 
-// Pieces of the host's list, fetched 32 at a time. The first may be fetched before the kernels ahead have
-// ended: begin() comes behind them.
+// Pieces of the host's list, fetched 32 at a time. The list is the plan's and does not change: the first are
+// fetched before the kernels ahead have ended, and only where their sequences end may be a guess by then.
 template <bool kFeatures>
 struct ListedPieces {
   const DecodeParams& p;
   Piece* fetched;  // [32] in shared memory
+  const int first;
   int at, end;
-  int first_fetched, end_fetched;
+  int first_fetched = 0, end_fetched = 0;
+  bool asks = false;        // find_ends() has asked for the length of piece `lane` of those fetched
+  int32_t keys_before = 0;  // what it found
 
   // By a whole warp, as everything here.
   __device__ __forceinline__ ListedPieces(const DecodeParams& params, Piece* memory, int block)
-      : p(params), fetched(memory), at(params.piece_first[block]), end(params.piece_first[block + 1]) {
+      : p(params),
+        fetched(memory),
+        first(params.piece_first[block]),
+        at(first),
+        end(params.piece_first[block + 1]) {}
+  __device__ __forceinline__ void open() {
     fetch();
+    // Where the first pieces' blocks are listed may be no further than memory when they are asked for.
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (p.block_table == nullptr || lane >= 8 || first + lane >= end_fetched) return;
+    const int64_t entry = p.by_page.quotient(fetched[lane].first_unit * kUnit);
+    if (entry < p.table_stride) near_in_l2(p.block_table + fetched[lane].sequence * p.table_stride + entry);
   }
-  __device__ __forceinline__ void begin() {
-    // Where the first pieces' blocks are listed travels while their lengths do.
+  __device__ __forceinline__ int32_t ask() const {
+    return asks ? load_now(p.seqlens + fetched[static_cast<int>(threadIdx.x) % 32].sequence) : 0;
+  }
+  __device__ __forceinline__ bool is_true(int32_t asked) const {
+    // Behind 32 pieces of nothing it is not known.
+    return first_fetched == first && (!asks || asked == keys_before);
+  }
+  // Where the first pieces' blocks are listed.
+  __device__ __forceinline__ void bring_table_near() const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int piece = lane / 4, unit = 2 * (lane % 4);
-    if (p.block_table != nullptr && at + piece < end_fetched) {
-      const Piece& its = fetched[piece];
-      if (its.first_unit + unit < its.end_unit) {
-        const int64_t entry = p.by_page.quotient((its.first_unit + unit) * kUnit);
-        if (entry < p.table_stride) near(p.block_table + its.sequence * p.table_stride + entry);
-      }
+    if (p.block_table == nullptr || first + piece >= end_fetched) return;
+    const Piece& its = fetched[piece];
+    if (its.first_unit + unit >= its.end_unit) return;
+    const int64_t entry = p.by_page.quotient((its.first_unit + unit) * kUnit);
+    if (entry < p.table_stride) near(p.block_table + its.sequence * p.table_stride + entry);
+  }
+  __device__ __forceinline__ int32_t sequence_of_block() const { return -1; }
+  // From the first piece on, by the lengths of now.
+  __device__ __forceinline__ void begin(int32_t) {
+    if (at != first) {
+      at = first;
+      __syncwarp();
+      fetch();
     }
     find_ends();
   }
-  __device__ __forceinline__ bool next(Piece& piece) {
+  __device__ __forceinline__ const Piece& current() const { return fetched[at - 1 - first_fetched]; }
+  __device__ __forceinline__ bool next() {
     while (at < end) {
       if (at >= end_fetched) {
         __syncwarp();
         fetch();
         find_ends();
       }
-      piece = fetched[at++ - first_fetched];
-      if (piece.first_unit < piece.end_unit) return true;
+      ++at;
+      if (current().first_unit < current().end_unit) return true;
     }
     return false;
   }
@@ -262,9 +366,12 @@ struct ListedPieces {
   __device__ __forceinline__ void find_ends() {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     __syncwarp();
+    asks = false;
     if (at + lane < end && fetched[lane].end_key < 0) {
       Piece& mine = fetched[lane];
-      const Extent e = extent_of<kFeatures>(p, mine.sequence);
+      asks = p.seqlens != nullptr;
+      keys_before = asks ? load_now(p.seqlens + mine.sequence) : p.seqlen;
+      const Extent e = extent_from<kFeatures>(p, mine.sequence, keys_before);
       mine.end_key = e.keys;
       if (mine.partial < 0) {
         mine.first_unit = e.first_unit;

@@ -109,6 +109,7 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   CombineParams c{};
   c.tokens = next(work_.partials);
   c.entries = next(work_.entries);
+  c.entry_stride = work_.entry_stride;
   TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, kernel_dim(problem_.head_dim), p));
   const bool features = has_features(problem_);
   const DecodeKernel kernel = kernel_for(on_hopper_, problem_);

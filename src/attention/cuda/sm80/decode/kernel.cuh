@@ -51,7 +51,8 @@ struct Planner {
     int units = 0, mode = kWaveApart;
     for (;;) {
       if (unit >= end) {
-        if (!pieces.next(piece)) break;
+        if (!pieces.next()) break;
+        piece = pieces.current();
         unit = piece.first_unit;
         end = piece.end_unit;
       }
@@ -476,7 +477,9 @@ __global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
   let_next_kernel_start();
   if (warp == Config::kWarps) {
     const auto plan_all = [&](auto pieces) {
-      if constexpr (kListed) pieces.begin();
+      pieces.open();
+      pieces.bring_table_near();
+      pieces.begin(0);
       Planner<T, kDim, kListed, kFeatures, decltype(pieces)> planner{p, shared, lane, pieces};
       planner.plan(0);
       planner.plan(1);
@@ -491,7 +494,7 @@ __global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
     if constexpr (kListed) {
       plan_all(ListedPieces<kFeatures>(p, shared.listed, static_cast<int>(blockIdx.x)));
     } else {
-      plan_all(LengthPieces<kFeatures>(p, static_cast<int>(blockIdx.x)));
+      plan_all(LengthPieces<kFeatures>(p, nullptr, static_cast<int>(blockIdx.x)));
     }
   } else {
     __syncthreads();

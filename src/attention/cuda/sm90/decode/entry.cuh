@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/cuda/common/ptx.cuh"
-#include "attention/cuda/steps/params.h"
+#include "attention/cuda/steps/schedule.cuh"
 #include "attention/cuda/steps/unit.cuh"
 
 namespace tessera::attention::cuda::sm90 {
@@ -10,7 +10,8 @@ namespace tessera::attention::cuda::sm90 {
 using namespace steps;  // what step kernels of all architectures share
 
 inline constexpr int kConsumers = 8;  // warps
-inline constexpr int kDecodeThreads = 32 * (kConsumers + 1);
+inline constexpr int kDecodeThreads = 32 * (kConsumers + 2);
+inline constexpr int kWideRows = 64;  // of a warpgroup
 inline constexpr int kWideThreads = 32 * (kConsumers + 4);
 inline constexpr int kWaveSlots = 4;
 inline constexpr int kWaveTiles = 32;  // most of a wave
@@ -22,8 +23,17 @@ inline constexpr int32_t kWaveWide = 3, kWaveWideBoth = 4;
 struct Wave {
   int32_t units;  // or tasks; 0: no more
   int32_t mode;
-  int32_t unused[2];
+  int32_t tiles;
+  int32_t unused;
   UnitEntry unit[kConsumers];
+};
+
+// A tile of a wave as it is copied.
+struct alignas(16) TileCopy {
+  int32_t slot_in_page, kv_head, block;  // block: of a tile of one box
+  int32_t is_shared;
+  int32_t key, boxes;  // of several boxes
+  int32_t unused[2];
 };
 
 // Shared memory of a block.
@@ -44,8 +54,12 @@ struct DecodeShared {
   float2 merge_ml[kConsumers][8];
   float2 running_ml[kGroups * 8][2];
   Wave wave[kWaveSlots];
-  Piece listed[32];
-  int32_t pages[kConsumers * kUnitTiles * 8];
+  union {
+    Piece listed[32];
+    int32_t lengths[Lengths::kMost];
+  };
+  TileCopy copies[kWaveSlots][kWaveTiles];
+  int32_t blocks[kWaveSlots][kWaveTiles][8];
   // A tile's arrival is waited for at its place in its wave, not at its stage: a warp that skips other warps'
   // tiles would mistake a stage's parity of two rounds before for the one it waits for. Every wave completes
   // all of its slot's barriers once.
@@ -53,6 +67,8 @@ struct DecodeShared {
   uint64_t empty[kStages];
   uint64_t wave_full[kWaveSlots], wave_empty[kWaveSlots];
   uint64_t merge_full, merge_free;
+  uint64_t verdict;  // guess_was_right is there
+  int32_t guess_was_right;
 
   // kDim / 8 values of four of each of 128 threads.
   __device__ __forceinline__ float4* wide_segment(int warpgroup) {

@@ -16,8 +16,6 @@
 
 namespace tessera::attention::cuda::sm90 {
 
-inline constexpr int kWideRows = 64;  // of a warpgroup
-
 template <typename T, int kDim, typename Shared>
 struct WideConsumer {
   static constexpr int kSteps = kDim / 16;
@@ -31,7 +29,8 @@ struct WideConsumer {
     return static_cast<uint32_t>(min(t, first) + min(t, second) + (u == 1 && first > t ? 1 : 0));
   }
 
-  __device__ __forceinline__ void walk(const Wave& w, uint32_t slot, uint32_t phase, uint32_t tiles_before) {
+  __device__ __forceinline__ void walk(const Wave& w, uint32_t wave, uint32_t tiles_before) {
+    const uint32_t slot = wave % kWaveSlots, phase = (wave / kWaveSlots) & 1;
     const int warpgroup = warp / 4;
     const bool both = w.mode == kWaveWideBoth;
     const int u = both ? 0 : warpgroup;
@@ -45,6 +44,7 @@ struct WideConsumer {
     const uint32_t stages = shared_address(shared.stage[0]);
     const int units = e.tiles / kUnitTiles;
     const bool each = (e.flags & kUnitEach) != 0;
+    bool counts = true;
     float o[kValues], s[32];
     float segment_m[2], segment_l[2], m[2], l[2][2];
 #pragma unroll 1
@@ -101,8 +101,12 @@ struct WideConsumer {
         sum[h] = __fadd_rn(sum[h], __shfl_xor_sync(~0u, sum[h], 1));
         sum[h] = __fadd_rn(sum[h], __shfl_xor_sync(~0u, sum[h], 2));
       }
+      if (wave == 0 && unit == 0) {
+        mbarrier_wait(shared_address(&shared.verdict), 0);
+        counts = shared.guess_was_right != 0;
+      }
       if (each) {
-        hand_over(e, e.partial + unit * e.partial_stride, first_row, o, m, sum);
+        if (counts) hand_over(e, e.partial + unit * e.partial_stride, first_row, o, m, sum);
         continue;
       }
       if (unit == 0) {
@@ -112,7 +116,7 @@ struct WideConsumer {
         fold(segment_m, segment_l, o, m, sum);
       }
       if (unit == units - 1) {
-        hand_over(e, e.partial, first_row, o, segment_m, segment_l);
+        if (counts) hand_over(e, e.partial, first_row, o, segment_m, segment_l);
       } else {
         float4* to = mine();
 #pragma unroll

@@ -1,5 +1,4 @@
 // Tree kernels of head_dim 128.
-// ptxas-spill-bytes: 16
 #include "attention/cuda/sm90/decode/kernels.cuh"
 
 namespace tessera::attention::cuda::sm90 {

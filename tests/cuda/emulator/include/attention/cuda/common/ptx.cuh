@@ -25,6 +25,10 @@ inline void near(const int32_t* address) {
   static volatile int32_t unused;
   unused = *address;
 }
+inline void near_in_l2(const int32_t*) {}
+inline int32_t load_now(const int32_t* address) {
+  return *address;
+}
 inline void dependency_wait() {}
 inline void dependency_launch() {}
 
