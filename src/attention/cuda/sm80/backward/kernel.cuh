@@ -5,14 +5,13 @@
 //
 // dq is the sum over key tiles, in f32 in global memory (L2). Invariants
 //  1. The order in which key tiles add to a tile of rows is fixed (Step::place). visits[tile] counts those
-//  that
-//     are done; a CTA waits for its place.
+//     that are done; a CTA waits for its place.
 //  2. Nobody waits for ever. With windows or causal, key tiles add in rising order and tickets rise with
-//  them,
-//     so a CTA only waits for those that began before it. Without, CTA n of a group (`together` tiles, which
-//     fit the device at the same time; groups add one after the other) walks round the rows from a start that
-//     rises with n, and at each row tile the CTAs come in falling order from the last whose start is not past
-//     it: it waits for one that came there at an earlier step, or at the same step with a higher number.
+//     them, so a CTA only waits for those that began before it. Without, CTA n of a group (`together` tiles,
+//     which fit the device at the same time; groups add one after the other) walks round the rows from a
+//     start that rises with n, and at each row tile the CTAs come in falling order from the last whose start
+//     is not past it: a CTA waits for one that came there at an earlier step, or at the same step with a
+//     higher number.
 //  3. At every step the CTAs stand at different rows, so they hardly wait. With windows or causal, walks go
 //     from the last row that sees the tile to the first: a CTA that began later stays behind.
 //  4. What no row of the tile sees is 0 in shared memory; a hidden element's p and ds are exactly 0.
@@ -113,6 +112,18 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
   const int first_row = max(0, seq.leftpad - f.right - seq.shift);
   const Interval keys{max(seq.leftpad, seq.position(first_row) - f.left), seq.keys};
   const int steps = Steps<kRows, kKeys>::count_steps(f, seq, tile) * group;
+  if (steps > 0) {
+    const uint8_t* seen = nullptr;
+    if constexpr (kGeneral) {
+      if (p.seen != nullptr) seen = p.seen + (int64_t{batch} * p.kv_heads + kv_head) * f.seqlen_k;
+    }
+    const TileCopy<kType, kDim, kKeys, kThreads, kKept> k_copy(
+        at(p.k, p.k_batch, p.k_row, p.k_head, seq.first_key, kv_head), p.k_row, p.head_dim);
+    const TileCopy<kType, kDim, kKeys, kThreads, kKept> v_copy(
+        at(p.v, p.v_batch, p.v_row, p.v_head, seq.first_key, kv_head), p.v_row, p.v_head_dim);
+    k_copy.copy(k_tile, first_key, keys.begin, keys.end, seen);
+    v_copy.copy(v_tile, first_key, keys.begin, keys.end, seen);
+  }
   if (threadIdx.x == 0 && steps > 0) {
     const int head = kv_head * group;
     plan.begin_walk(f, seq, tile, p.together, first_row);
@@ -158,17 +169,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
   }
 
   if (steps > 0) {
-    const uint8_t* seen = nullptr;
-    if constexpr (kGeneral) {
-      if (p.seen != nullptr) seen = p.seen + (int64_t{batch} * p.kv_heads + kv_head) * f.seqlen_k;
-    }
-    const TileCopy<kType, kDim, kKeys, kThreads, kKept> k_copy(
-        at(p.k, p.k_batch, p.k_row, p.k_head, seq.first_key, kv_head), p.k_row, p.head_dim);
-    const TileCopy<kType, kDim, kKeys, kThreads, kKept> v_copy(
-        at(p.v, p.v_batch, p.v_row, p.v_head, seq.first_key, kv_head), p.v_row, p.v_head_dim);
-    k_copy.copy(k_tile, first_key, keys.begin, keys.end, seen);
     load_q(0);
-    v_copy.copy(v_tile, first_key, keys.begin, keys.end, seen);
     load_do(0);
     cp_async_commit();
   }
@@ -308,41 +309,47 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     __syncwarp();
     if (lane == 0) mbarrier_arrive(rows_free);  // this warp is done with do
 
-    // dq comes last: its registers then leave the other products room to load ahead, and the barrier after it
-    // is the next step's.
     float dq[kQueryM][8 * kQueryN];
-    float4* const sums =
-        reinterpret_cast<float4*>(p.dq_sums) + int64_t{now.tile} * (kRows * kDim / 4) + threadIdx.x;
-    const bool begun = now.place != 0;
 #pragma unroll
     for (int m = 0; m < kQueryM; ++m) {
 #pragma unroll
-      for (int n = 0; n < 2 * kQueryN; ++n) {
-        const float4 x = !kAddsInMemory && begun ? __ldcg(sums + (m * 2 * kQueryN + n) * kThreads) : float4{};
-        dq[m][4 * n] = x.x, dq[m][4 * n + 1] = x.y, dq[m][4 * n + 2] = x.z, dq[m][4 * n + 3] = x.w;
-      }
+      for (int e = 0; e < 8 * kQueryN; ++e) dq[m][e] = 0.0f;
     }
-    multiply<kType, kGradientM, kGradientN, kRows / kStep<kType>, Stored::k_first, kScoreRow, Stored::k_first,
-             kRow>(dk, lane_a<kType, Stored::k_first, kScoreRow>(ds_tile + gradient_row * kBytes<kType>),
-                   lane_b<kType, Stored::k_first, kRow>(q_now + gradient_column * kBytes<kType>));
+    multiply<kType, kQueryM, kQueryN, kKeys / kStep<kType>, Stored::k_last, kScoreRow, Stored::k_first, kRow>(
+        dq, lane_rows<kScoreRow>(ds_tile + query_row * kScoreRow),
+        lane_b<kType, Stored::k_first, kRow>(k_tile + query_column * kBytes<kType>));
+    constexpr int kSums = kQueryM * 2 * kQueryN;
+    float4* const sums =
+        reinterpret_cast<float4*>(p.dq_sums) + int64_t{now.tile} * (kRows * kDim / 4) + threadIdx.x;
+    const bool begun = now.place != 0;
+    float4 before[kSums];
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      before[i] = !kAddsInMemory && begun ? __ldcg(sums + i * kThreads) : float4{};
+    }
     if (step + 1 < steps) {
       while (!mbarrier_passed(rows_free, step & 1)) {
       }
       load_do(step + 1);
       cp_async_commit();
     }
-    multiply<kType, kQueryM, kQueryN, kKeys / kStep<kType>, Stored::k_last, kScoreRow, Stored::k_first, kRow>(
-        dq, lane_rows<kScoreRow>(ds_tile + query_row * kScoreRow),
-        lane_b<kType, Stored::k_first, kRow>(k_tile + query_column * kBytes<kType>));
+    // dq leaves between the steps of dk: all at once, it would stand in the way of the next step's loads
+    // (4 %).
+    constexpr int kParts = kRows / kStep<kType>;
+    const uint32_t dk_a = lane_a<kType, Stored::k_first, kScoreRow>(ds_tile + gradient_row * kBytes<kType>),
+                   dk_b = lane_b<kType, Stored::k_first, kRow>(q_now + gradient_column * kBytes<kType>);
 #pragma unroll
-    for (int m = 0; m < kQueryM; ++m) {
+    for (int part = 0; part < kParts; ++part) {
+      multiply<kType, kGradientM, kGradientN, 1, Stored::k_first, kScoreRow, Stored::k_first, kRow>(
+          dk, dk_a + part * kStep<kType> * kScoreRow, dk_b + part * kStep<kType> * kRow);
 #pragma unroll
-      for (int n = 0; n < 2 * kQueryN; ++n) {
-        float4* const to = sums + (m * 2 * kQueryN + n) * kThreads;
+      for (int i = part * kSums / kParts; i < (part + 1) * kSums / kParts; ++i) {
+        const float* const x = &dq[i / (2 * kQueryN)][i % (2 * kQueryN) * 4];
+        const float4& y = before[i];
         if (kAddsInMemory && begun) {
-          add4(to, &dq[m][4 * n]);
+          add4(sums + i * kThreads, x);
         } else {
-          __stcg(to, float4{dq[m][4 * n], dq[m][4 * n + 1], dq[m][4 * n + 2], dq[m][4 * n + 3]});
+          __stcg(sums + i * kThreads, float4{y.x + x[0], y.y + x[1], y.z + x[2], y.w + x[3]});
         }
       }
     }
@@ -398,9 +405,10 @@ __global__ void __launch_bounds__(256)
   if (thread < int64_t{p.batch} * p.heads * p.row_tiles) p.visits[thread] = 0;
   if (thread == 0) *p.ticket = 0;
   if (padded_rows == 0) return;
-  const int row = static_cast<int>(index % padded_rows);
-  const int64_t rest = index / padded_rows;
-  const int head = static_cast<int>(rest % p.heads), batch = static_cast<int>(rest / p.heads);
+  // A block's rows are of one head: tiles are a multiple of 32 rows.
+  const uint32_t blocks = static_cast<uint32_t>(padded_rows) / 32, of = blockIdx.x / blocks;
+  const int row = static_cast<int>((blockIdx.x - of * blocks) * 32 + threadIdx.x / 8);
+  const int batch = static_cast<int>(of / p.heads), head = static_cast<int>(of - batch * p.heads);
   float lse = kMinusInfinity, sum = 0.0f;
   if (batch < p.batch) {
     const Sequence seq = sequence_of(f, batch);
