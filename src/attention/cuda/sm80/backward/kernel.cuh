@@ -66,8 +66,6 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
   constexpr BackwardConfig kConfig = backward_config(kType, kDim, kGeneral);
   constexpr int kThreads = kConfig.threads(), kRows = kConfig.rows, kKeys = kConfig.keys;
   constexpr int kRow = kPitch<kType, kDim>, kScoreRow = kPitch<kType, kKeys>;
-  // At D 64 the copies' short form spills (-1 %), above it the long one does (-3 %).
-  constexpr bool kKept = kDim > 64;
   // Slabs of 16 and pairs of 8 columns of each product, per warp.
   constexpr int kScoreM = kRows / kConfig.score_warps / 16;
   constexpr int kScoreColumns = kKeys / (kConfig.warps / kConfig.score_warps), kScoreN = kScoreColumns / 16;
@@ -117,9 +115,9 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     if constexpr (kGeneral) {
       if (p.seen != nullptr) seen = p.seen + (int64_t{batch} * p.kv_heads + kv_head) * f.seqlen_k;
     }
-    const TileCopy<kType, kDim, kKeys, kThreads, kKept> k_copy(
+    const TileCopy<kType, kDim, kKeys, kThreads> k_copy(
         at(p.k, p.k_batch, p.k_row, p.k_head, seq.first_key, kv_head), p.k_row, p.head_dim);
-    const TileCopy<kType, kDim, kKeys, kThreads, kKept> v_copy(
+    const TileCopy<kType, kDim, kKeys, kThreads> v_copy(
         at(p.v, p.v_batch, p.v_row, p.v_head, seq.first_key, kv_head), p.v_row, p.v_head_dim);
     k_copy.copy(k_tile, first_key, keys.begin, keys.end, seen);
     v_copy.copy(v_tile, first_key, keys.begin, keys.end, seen);
@@ -142,7 +140,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     if constexpr (kGeneral) {
       if (p.seen != nullptr) sees = p.sees + int64_t{at_step.tile} * kRows;
     }
-    const TileCopy<kType, kDim, kRows, kThreads, kKept> copy(data, row_stride, dim);
+    const TileCopy<kType, kDim, kRows, kThreads> copy(data, row_stride, dim);
     copy.copy(to, 0, at_step.begin, at_step.end, sees);
   };
   const auto load_q = [&](int step) {
@@ -333,15 +331,17 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
       load_do(step + 1);
       cp_async_commit();
     }
-    // dq leaves between the steps of dk: all at once, it would stand in the way of the next step's loads
-    // (4 %).
-    constexpr int kParts = kRows / kStep<kType>;
+    // dq leaves between parts of dk: all at once, it would stand in the way of the next step's loads (4 %).
+    // Nothing loads past it, so parts are as long as they may.
+    constexpr int kParts = 4, kPartRows = kRows / kParts;
+    static_assert(kPartRows % kStep<kType> == 0);
     const uint32_t dk_a = lane_a<kType, Stored::k_first, kScoreRow>(ds_tile + gradient_row * kBytes<kType>),
                    dk_b = lane_b<kType, Stored::k_first, kRow>(q_now + gradient_column * kBytes<kType>);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      multiply<kType, kGradientM, kGradientN, 1, Stored::k_first, kScoreRow, Stored::k_first, kRow>(
-          dk, dk_a + part * kStep<kType> * kScoreRow, dk_b + part * kStep<kType> * kRow);
+      multiply<kType, kGradientM, kGradientN, kPartRows / kStep<kType>, Stored::k_first, kScoreRow,
+               Stored::k_first, kRow>(dk, dk_a + part * kPartRows * kScoreRow,
+                                      dk_b + part * kPartRows * kRow);
 #pragma unroll
       for (int i = part * kSums / kParts; i < (part + 1) * kSums / kParts; ++i) {
         const float* const x = &dq[i / (2 * kQueryN)][i % (2 * kQueryN) * 4];
