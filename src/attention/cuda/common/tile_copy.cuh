@@ -14,8 +14,7 @@ inline constexpr int kPitch = kDim* kBytes<kType> + 16;
 // [kRows][kDim] of one head into shared memory by kThreads threads, 16 bytes each time. What lies outside
 // the rows [begin, end) or past `dim` becomes 0 and is not read, so that NaN there changes nothing.
 // REQUIRES: kRows rows span less than 2^32 bytes: a thread's place in a tile is then one register.
-// kKept: a thread keeps its place in a tile, in one register; otherwise it works it out for each copy.
-template <DType kType, int kDim, int kRows, int kThreads, bool kKept = true>
+template <DType kType, int kDim, int kRows, int kThreads>
 class TileCopy {
   static constexpr int kChunks = kDim * kBytes<kType> / 16;
   // Neighbouring lanes take neighbouring chunks; a thread's chunks lie kLanes apart.
@@ -36,8 +35,7 @@ class TileCopy {
   // Rows [first, first + kRows) of the head; a row stays 0 too where seen is given and seen[row] is 0.
   __device__ __forceinline__ void copy(uint32_t tile, int first, int begin, int end,
                                        const uint8_t* seen = nullptr) const {
-    const char* from = kKept ? data_ + first * stride_ + thread_
-                             : data_ + static_cast<int>(threadIdx.x) % kLanes * 16 + (first + row_) * stride_;
+    const char* from = data_ + first * stride_ + thread_;
 #pragma unroll
     for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
       const int row = first + row_ + i * kRowsAtOnce;

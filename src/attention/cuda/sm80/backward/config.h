@@ -8,6 +8,9 @@
 
 namespace tessera::attention::cuda::sm80 {
 
+// Of shared memory, for a barrier and Steps.
+inline constexpr int kStepBytes = 384;
+
 // A CTA owns `keys` keys and walks tiles of `rows` query rows. Each product splits its result between the
 // warps in its own way: so many warps along its first axis, the rest along the second.
 struct BackwardConfig {
@@ -21,7 +24,7 @@ struct BackwardConfig {
   constexpr int threads() const { return warps * 32; }
   // dim_pitch: bytes between rows of q, k, v and do; score_pitch: of p and ds.
   constexpr int shared_bytes(int dim_pitch, int score_pitch) const {
-    return (2 * keys + (q_stages + 1) * rows) * dim_pitch + 2 * rows * score_pitch + 16;
+    return (2 * keys + (q_stages + 1) * rows) * dim_pitch + 2 * rows * score_pitch + 16 * rows + kStepBytes;
   }
 };
 
@@ -50,7 +53,7 @@ struct BackwardParams {
   int batch, heads, kv_heads, head_dim, v_head_dim;
   int row_tiles, key_tiles;  // of the longest sequence
   int together;              // key tiles of a head that surely run at the same time
-  bool last_first;           // the last keys of a head first
+  int set_heads;             // kv heads whose tiles begin in turn
   // Workspace. Rows are padded to whole tiles.
   float* lse2;          // [batch][heads][row_tiles * rows] LSE * log2(e); +inf where a row sees nothing
   float* delta;         // the same: sum of do * o

@@ -4,16 +4,16 @@
 //   dv += p^T do   dq += ds k   dk += ds^T q
 //
 // dq is the sum over key tiles, in f32 in global memory (L2). Invariants
-//  1. The order in which key tiles add to a tile of rows is fixed (Order::place()). visits[tile] counts those
+//  1. The order in which key tiles add to a tile of rows is fixed (Step::place). visits[tile] counts those
 //     that are done; a CTA waits for its place.
-//  2. Nobody waits for ever. Without windows, CTA n of a group (`together` tiles, which fit the device at the
-//     same time; groups add one after the other) walks round the rows from a start that rises with n, and at
-//     each row tile the CTAs come in falling order from the last whose start is not past it. With windows or
-//     causal, walks begin at the first row that sees the tile, which rises with n too, and falling order is
-//     again the order of coming. So a CTA only waits for one that came there at an earlier step, or at the
-//     same step with a higher number; tickets are drawn in order, and rise with n only where all CTAs of a
-//     head run together.
-//  3. At every step the CTAs stand at different rows, so they hardly wait.
+//  2. Nobody waits for ever. With windows or causal, key tiles add in rising order and tickets rise with
+//     them, so a CTA only waits for those that began before it. Without, CTA n of a group (`together` tiles,
+//     which fit the device at the same time; groups add one after the other) walks round the rows from a
+//     start that rises with n, and at each row tile the CTAs come in falling order from the last whose start
+//     is not past it: a CTA waits for one that came there at an earlier step, or at the same step with a
+//     higher number.
+//  3. At every step the CTAs stand at different rows, so they hardly wait. With windows or causal, walks go
+//     from the last row that sees the tile to the first: a CTA that began later stays behind.
 //  4. What no row of the tile sees is 0 in shared memory; a hidden element's p and ds are exactly 0.
 #pragma once
 
@@ -21,55 +21,9 @@
 #include "attention/cuda/common/philox.cuh"
 #include "attention/cuda/common/softmax.cuh"
 #include "attention/cuda/common/tile_copy.cuh"
-#include "attention/cuda/sm80/backward/config.h"
+#include "attention/cuda/sm80/backward/steps.cuh"
 
 namespace tessera::attention::cuda::sm80 {
-
-// Row tiles that see a key tile, and the one where its walk round them begins.
-struct Walk {
-  int begin, count, start;
-
-  __device__ __forceinline__ int row_tile(int step) const {
-    const int at = start + step;
-    return begin + (at >= count ? at - count : at);
-  }
-};
-
-// The order of a sequence's key tiles at each tile of rows.
-template <int kRows, int kKeys>
-struct Order {
-  bool round;      // every row sees every key: walks go round, each from a place of its own
-  int first;       // of the sequence's key tiles that rows see
-  Interval tiles;  // of those, the CTA's group
-
-  __device__ __forceinline__ Order(const Features& f, const Sequence& s, int tile, int together) {
-    const int group = tile / together * together;
-    round = f.left == kNoWindow && f.right == kNoWindow;
-    first = s.leftpad / kKeys;
-    tiles = {max(first, group), min((s.keys + kKeys - 1) / kKeys, group + together)};
-  }
-
-  __device__ __forceinline__ Walk walk(const Features& f, const Sequence& s, int tile) const {
-    const Interval rows = rows_of_keys(f, s, tile * kKeys, kKeys);
-    if (rows.end <= rows.begin) return {0, 0, 0};
-    Walk walk{rows.begin / kRows, 0, 0};
-    walk.count = (rows.end + kRows - 1) / kRows - walk.begin;
-    if (round) {
-      walk.start = static_cast<int>(int64_t{tile - tiles.begin} * walk.count / (tiles.end - tiles.begin));
-    }
-    return walk;
-  }
-
-  // How many key tiles add to the row tile before `tile` does.
-  __device__ __forceinline__ uint32_t place(const Features& f, const Sequence& s, int tile, int row_tile,
-                                            int row_tiles) const {
-    if (!round) return (keys_of_rows(f, s, row_tile * kRows, kRows).end + kKeys - 1) / kKeys - 1 - tile;
-    // The last tile of the group whose walk begins at or before the row tile.
-    const int count = tiles.end - tiles.begin;
-    const int last = tiles.begin + static_cast<int>((int64_t{row_tile + 1} * count - 1) / row_tiles);
-    return tiles.begin - first + (tile <= last ? last - tile : last - tile + count);
-  }
-};
 
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
   uint32_t x;
@@ -80,14 +34,38 @@ __device__ __forceinline__ void add_release(uint32_t* to, uint32_t x) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
 }
 
+// From sm_90 on the L2 adds dq, which saves the reading of the sums so far.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+inline constexpr bool kAddsInMemory = true;
+__device__ __forceinline__ void add4(float4* to, const float* x) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]),
+               "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+#else
+inline constexpr bool kAddsInMemory = false;
+__device__ __forceinline__ void add4(float4*, const float*) {}
+#endif
+
+// As mbarrier_test, with what sm_80 has.
+__device__ __forceinline__ bool mbarrier_passed(uint32_t barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(passed)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return passed != 0;
+}
+
 template <DType kType, int kDim, bool kGeneral>
 __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads(), 1)
     backward_kernel(const __grid_constant__ BackwardParams p) {
   constexpr BackwardConfig kConfig = backward_config(kType, kDim, kGeneral);
   constexpr int kThreads = kConfig.threads(), kRows = kConfig.rows, kKeys = kConfig.keys;
   constexpr int kRow = kPitch<kType, kDim>, kScoreRow = kPitch<kType, kKeys>;
-  // At D 64 the copies' short form spills (-1 %), above it the long one does (-3 %).
-  constexpr bool kKept = kDim > 64;
   // Slabs of 16 and pairs of 8 columns of each product, per warp.
   constexpr int kScoreM = kRows / kConfig.score_warps / 16;
   constexpr int kScoreColumns = kKeys / (kConfig.warps / kConfig.score_warps), kScoreN = kScoreColumns / 16;
@@ -98,6 +76,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
   constexpr int kQueryColumns = kDim / (kConfig.warps / kConfig.query_warps), kQueryN = kQueryColumns / 16;
   static_assert(kScoreM > 0 && kScoreN * 16 == kScoreColumns && kGradientN * 16 == kGradientColumns &&
                 kQueryN * 16 == kQueryColumns && kGradientM > 0 && kQueryM > 0);
+  static_assert(16 + sizeof(Steps<kRows, kKeys>) <= kStepBytes);
   extern __shared__ __align__(128) char shared[];
 
   const Features& f = p.features;
@@ -105,15 +84,17 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
   const uint32_t k_tile = shared_address(shared), v_tile = k_tile + kKeys * kRow,
                  q_tile = v_tile + kKeys * kRow, do_tile = q_tile + kConfig.q_stages * kRows * kRow,
                  p_tile = do_tile + kRows * kRow, ds_tile = p_tile + kRows * kScoreRow;
-  // A word for what one thread tells the others.
-  uint32_t* const word = reinterpret_cast<uint32_t*>(shared + (ds_tile - k_tile) + kRows * kScoreRow);
+  // Row statistics of the rows of q: lse2 and delta, two stages.
+  const uint32_t stats = ds_tile + kRows * kScoreRow, rows_free = stats + 4 * kRows * 4;
+  Steps<kRows, kKeys>& plan = *reinterpret_cast<Steps<kRows, kKeys>*>(shared + (rows_free - k_tile) + 16);
 
-  if (threadIdx.x == 0) *word = atomicAdd(p.ticket, 1u);
+  if (threadIdx.x == 0) {
+    plan.ticket = atomicAdd(p.ticket, 1u);
+    mbarrier_init(rows_free, kConfig.warps);
+  }
   __syncthreads();
-  const int ticket = static_cast<int>(*word);
-  const int rest = ticket / p.key_tiles;
-  const int tile = p.last_first ? p.key_tiles - 1 - ticket % p.key_tiles : ticket % p.key_tiles;
-  const int kv_head = rest % p.kv_heads, batch = rest / p.kv_heads;
+  const Place place = place_of(p, static_cast<int>(plan.ticket));
+  const int tile = place.tile, kv_head = place.kv_head, batch = place.batch;
   const int group = p.heads / p.kv_heads;
   const Sequence seq = sequence_of(f, batch);
   const int first_key = tile * kKeys;
@@ -125,31 +106,57 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     return const_cast<char*>(static_cast<const char*>(data)) +
            (axis * batch_stride + first_row * row_stride + of_head * head_stride) * kBytes<kType>;
   };
-  const Order<kRows, kKeys> order(f, seq, tile, p.together);
-  const Walk walk = order.walk(f, seq, tile);
   // Rows before this see nothing by their intervals.
   const int first_row = max(0, seq.leftpad - f.right - seq.shift);
   const Interval keys{max(seq.leftpad, seq.position(first_row) - f.left), seq.keys};
-  const int64_t padded_rows = int64_t{p.row_tiles} * kRows;
-  const int steps = walk.count * group;
+  const int steps = Steps<kRows, kKeys>::count_steps(f, seq, tile) * group;
+  if (steps > 0) {
+    const uint8_t* seen = nullptr;
+    if constexpr (kGeneral) {
+      if (p.seen != nullptr) seen = p.seen + (int64_t{batch} * p.kv_heads + kv_head) * f.seqlen_k;
+    }
+    const TileCopy<kType, kDim, kKeys, kThreads> k_copy(
+        at(p.k, p.k_batch, p.k_row, p.k_head, seq.first_key, kv_head), p.k_row, p.head_dim);
+    const TileCopy<kType, kDim, kKeys, kThreads> v_copy(
+        at(p.v, p.v_batch, p.v_row, p.v_head, seq.first_key, kv_head), p.v_row, p.v_head_dim);
+    k_copy.copy(k_tile, first_key, keys.begin, keys.end, seen);
+    v_copy.copy(v_tile, first_key, keys.begin, keys.end, seen);
+  }
+  if (threadIdx.x == 0 && steps > 0) {
+    const int head = kv_head * group;
+    plan.begin_walk(f, seq, tile, p.together, first_row);
+    plan.first_head = head;
+    plan.first_tile = (batch * p.heads + head) * p.row_tiles;
+    plan.q = at(p.q, p.q_batch, p.q_row, p.q_head, seq.first_row, head);
+    plan.dout = at(p.dout, p.dout_batch, p.dout_row, p.dout_head, seq.first_row, head);
+    plan.template next<kType>(p, seq, 0);
+    plan.template next<kType>(p, seq, 1);
+  }
+  __syncthreads();
 
-  const auto load_rows = [&](const void* data, int64_t batch_stride, int64_t row_stride, int64_t head_stride,
-                             int dim, uint32_t to, int step) {
-    const int of = step / max(walk.count, 1), head = kv_head * group + of;
+  const auto load_rows = [&](const void* data, int64_t row_stride, int dim, uint32_t to,
+                             const Step& at_step) {
     const uint8_t* sees = nullptr;
     if constexpr (kGeneral) {
-      if (p.seen != nullptr) sees = p.sees + (int64_t{batch} * p.heads + head) * padded_rows;
+      if (p.seen != nullptr) sees = p.sees + int64_t{at_step.tile} * kRows;
     }
-    const TileCopy<kType, kDim, kRows, kThreads, kKept> copy(
-        at(data, batch_stride, row_stride, head_stride, seq.first_row, head), row_stride, dim);
-    copy.copy(to, walk.row_tile(step - of * walk.count) * kRows, first_row, seq.rows, sees);
+    const TileCopy<kType, kDim, kRows, kThreads> copy(data, row_stride, dim);
+    copy.copy(to, 0, at_step.begin, at_step.end, sees);
   };
   const auto load_q = [&](int step) {
-    load_rows(p.q, p.q_batch, p.q_row, p.q_head, p.head_dim,
-              q_tile + (kConfig.q_stages == 2 ? step % 2 * kRows * kRow : 0), step);
+    const Step& next = plan.step[step % 4];
+    load_rows(next.q, p.q_row, p.head_dim, q_tile + (kConfig.q_stages == 2 ? step % 2 * kRows * kRow : 0),
+              next);
+    if (threadIdx.x < kRows / 2) {
+      const int chunk = threadIdx.x % (kRows / 4) * 4;
+      const bool second = threadIdx.x >= kRows / 4;
+      cp_async_16(stats + (step % 2 * 2 * kRows + second * kRows + chunk) * 4,
+                  (second ? p.delta : p.lse2) + int64_t{next.tile} * kRows + chunk, true);
+    }
   };
   const auto load_do = [&](int step) {
-    load_rows(p.dout, p.dout_batch, p.dout_row, p.dout_head, p.v_head_dim, do_tile, step);
+    const Step& next = plan.step[step % 4];
+    load_rows(next.dout, p.dout_row, p.v_head_dim, do_tile, next);
   };
 
   float dk[kGradientM][8 * kGradientN], dv[kGradientM][8 * kGradientN];
@@ -160,17 +167,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
   }
 
   if (steps > 0) {
-    const uint8_t* seen = nullptr;
-    if constexpr (kGeneral) {
-      if (p.seen != nullptr) seen = p.seen + (int64_t{batch} * p.kv_heads + kv_head) * f.seqlen_k;
-    }
-    const TileCopy<kType, kDim, kKeys, kThreads, kKept> k_copy(
-        at(p.k, p.k_batch, p.k_row, p.k_head, seq.first_key, kv_head), p.k_row, p.head_dim);
-    const TileCopy<kType, kDim, kKeys, kThreads, kKept> v_copy(
-        at(p.v, p.v_batch, p.v_row, p.v_head, seq.first_key, kv_head), p.v_row, p.v_head_dim);
-    k_copy.copy(k_tile, first_key, keys.begin, keys.end, seen);
     load_q(0);
-    v_copy.copy(v_tile, first_key, keys.begin, keys.end, seen);
     load_do(0);
     cp_async_commit();
   }
@@ -187,30 +184,22 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
                  do_lane = lane_rows<kRow>(do_tile + score_row * kRow);
   const float factor = f.scale * kLog2E;
 
-  uint32_t* last_visits = nullptr;
   for (int step = 0; step < steps; ++step) {
-    const int of = step / walk.count, head = kv_head * group + of;
-    const int row_tile = walk.row_tile(step - of * walk.count), row0 = row_tile * kRows;
+    const Step& now = plan.step[step % 4];
     const uint32_t q_now = q_tile + (kConfig.q_stages == 2 ? step % 2 * kRows * kRow : 0);
-    uint32_t* const visits = p.visits + (int64_t{batch} * p.heads + head) * p.row_tiles + row_tile;
     cp_async_wait<0>();
     __syncthreads();
-    if (threadIdx.x == kThreads - 1 && last_visits != nullptr) add_release(last_visits, 1);
+    // Errands of single threads, on warps of different schedulers, and here: a warp that is late now catches
+    // up in the products, while near the next barrier all others would wait for it (8 %).
+    uint32_t visited = 0;
+    if (threadIdx.x == 0) visited = load_acquire(p.visits + now.tile);
+    if (threadIdx.x == kThreads - 1 && step > 0) add_release(p.visits + plan.step[(step - 1) % 4].tile, 1);
+    if (threadIdx.x == 32 && step + 2 < steps) plan.template next<kType>(p, seq, step + 2);
     if (kConfig.q_stages == 2 && step + 1 < steps) {
       load_q(step + 1);
       cp_async_commit();
     }
 
-    float lse2[kScoreM][2], delta[kScoreM][2];
-    const int64_t padded = (int64_t{batch} * p.heads + head) * padded_rows + row0 + score_row + lane / 4;
-#pragma unroll
-    for (int m = 0; m < kScoreM; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        lse2[m][half] = p.lse2[padded + 16 * m + 8 * half];
-        delta[m][half] = p.delta[padded + 16 * m + 8 * half];
-      }
-    }
     float s[kScoreM][8 * kScoreN], dp[kScoreM][8 * kScoreN];
 #pragma unroll
     for (int m = 0; m < kScoreM; ++m) {
@@ -219,7 +208,17 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     }
     multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
         s, lane_rows<kRow>(q_now + score_row * kRow), k_lane);
-    const int row = row0 + score_row + lane / 4, column = first_key + score_column + lane % 4 * 2;
+    float lse2[kScoreM][2], delta[kScoreM][2];
+    const uint32_t stats_now = stats + (step % 2 * 2 * kRows + score_row + lane / 4) * 4;
+#pragma unroll
+    for (int m = 0; m < kScoreM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        lse2[m][half] = __uint_as_float(load_shared32(stats_now + (16 * m + 8 * half) * 4));
+        delta[m][half] = __uint_as_float(load_shared32(stats_now + (kRows + 16 * m + 8 * half) * 4));
+      }
+    }
+    const int row = now.row + score_row + lane / 4, column = first_key + score_column + lane % 4 * 2;
     if constexpr (kGeneral) {
       multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
           dp, do_lane, v_lane);
@@ -232,7 +231,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
           const int from = first_key + score_column;
 #pragma unroll
           for (int pair = 0; pair < (kScoreColumns + 31) / 32; ++pair) {
-            kept[pair] = dropout_bits32(f.key, batch, head, row + 16 * m, from / 32 + pair);
+            kept[pair] = dropout_bits32(f.key, batch, now.head, row + 16 * m, from / 32 + pair);
             // A warp of 16 columns has half of a pair.
             if (kScoreColumns == 16 && from / 16 % 2 == 1) kept[pair] >>= 8;
           }
@@ -243,7 +242,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
         }
 #pragma unroll
         for (int e = 0; e < 8 * kScoreN; ++e) dp[m][e] -= delta[m][e / 2 % 2];
-        score_fragment<true>(f, seq, batch, head, row + 16 * m, column, s[m], dp[m]);
+        score_fragment<true>(f, seq, batch, now.head, row + 16 * m, column, s[m], dp[m]);
 #pragma unroll
         for (int e = 0; e < 8 * kScoreN; ++e) {
           const bool hidden = s[m][e] == kMinusInfinity;
@@ -253,8 +252,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
         }
       }
     } else {
-      const Interval clear = keys_of_all_rows(f, seq, row0, kRows);
-      if (first_key < clear.begin || first_key + kKeys > clear.end) {
+      if (now.masked) {
 #pragma unroll
         for (int m = 0; m < kScoreM; ++m) {
           const Interval of_rows[2] = {keys_of(f, seq, seq.position(row + 16 * m)),
@@ -265,7 +263,10 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
 #pragma unroll
       for (int m = 0; m < kScoreM; ++m) {
 #pragma unroll
-        for (int e = 0; e < 8 * kScoreN; ++e) s[m][e] = exp2_fast(fmaf(s[m][e], factor, -lse2[m][e / 2 % 2]));
+        for (int e = 0; e < 8 * kScoreN; ++e) {
+          s[m][e] = exp2_fast(fmaf(s[m][e], factor, -lse2[m][e / 2 % 2]));
+          dp[m][e] = -delta[m][e / 2 % 2];
+        }
       }
       multiply<kType, kScoreM, kScoreN, kDim / kStep<kType>, Stored::k_last, kRow, Stored::k_last, kRow>(
           dp, do_lane, v_lane);
@@ -273,7 +274,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
 #pragma unroll
       for (int m = 0; m < kScoreM; ++m) {
 #pragma unroll
-        for (int e = 0; e < 8 * kScoreN; ++e) dp[m][e] = s[m][e] * (dp[m][e] - delta[m][e / 2 % 2]);
+        for (int e = 0; e < 8 * kScoreN; ++e) dp[m][e] *= s[m][e];
       }
     }
 #pragma unroll
@@ -295,50 +296,63 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
         }
       }
     }
-    const uint32_t place = order.place(f, seq, tile, row_tile, walk.count);
     if (threadIdx.x == 0) {
-      while (load_acquire(visits) != place) {
-      }
+      while (visited != now.place) visited = load_acquire(p.visits + now.tile);
     }
     __syncthreads();
 
-    // dq starts from what the key tiles before have added.
-    float dq[kQueryM][8 * kQueryN];
-    float4* const sums = reinterpret_cast<float4*>(p.dq_sums) +
-                         ((int64_t{batch} * p.heads + head) * p.row_tiles + row_tile) * (kRows * kDim / 4) +
-                         threadIdx.x;
-    const bool begun = place != 0;
-#pragma unroll
-    for (int m = 0; m < kQueryM; ++m) {
-#pragma unroll
-      for (int n = 0; n < 2 * kQueryN; ++n) {
-        const float4 x = begun ? __ldcg(sums + (m * 2 * kQueryN + n) * kThreads) : float4{0, 0, 0, 0};
-        dq[m][4 * n] = x.x, dq[m][4 * n + 1] = x.y, dq[m][4 * n + 2] = x.z, dq[m][4 * n + 3] = x.w;
-      }
-    }
     multiply<kType, kGradientM, kGradientN, kRows / kStep<kType>, Stored::k_first, kScoreRow, Stored::k_first,
              kRow>(dv, lane_a<kType, Stored::k_first, kScoreRow>(p_tile + gradient_row * kBytes<kType>),
                    lane_b<kType, Stored::k_first, kRow>(do_tile + gradient_column * kBytes<kType>));
-    multiply<kType, kQueryM, kQueryN, kKeys / kStep<kType>, Stored::k_last, kScoreRow, Stored::k_first, kRow>(
-        dq, lane_rows<kScoreRow>(ds_tile + query_row * kScoreRow),
-        lane_b<kType, Stored::k_first, kRow>(k_tile + query_column * kBytes<kType>));
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(rows_free);  // this warp is done with do
+
+    float dq[kQueryM][8 * kQueryN];
 #pragma unroll
     for (int m = 0; m < kQueryM; ++m) {
 #pragma unroll
-      for (int n = 0; n < 2 * kQueryN; ++n) {
-        __stcg(sums + (m * 2 * kQueryN + n) * kThreads,
-               float4{dq[m][4 * n], dq[m][4 * n + 1], dq[m][4 * n + 2], dq[m][4 * n + 3]});
-      }
+      for (int e = 0; e < 8 * kQueryN; ++e) dq[m][e] = 0.0f;
     }
-    __syncthreads();  // do's rows are free, and dq is written by all
+    multiply<kType, kQueryM, kQueryN, kKeys / kStep<kType>, Stored::k_last, kScoreRow, Stored::k_first, kRow>(
+        dq, lane_rows<kScoreRow>(ds_tile + query_row * kScoreRow),
+        lane_b<kType, Stored::k_first, kRow>(k_tile + query_column * kBytes<kType>));
+    constexpr int kSums = kQueryM * 2 * kQueryN;
+    float4* const sums =
+        reinterpret_cast<float4*>(p.dq_sums) + int64_t{now.tile} * (kRows * kDim / 4) + threadIdx.x;
+    const bool begun = now.place != 0;
+    float4 before[kSums];
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      before[i] = !kAddsInMemory && begun ? __ldcg(sums + i * kThreads) : float4{};
+    }
     if (step + 1 < steps) {
+      while (!mbarrier_passed(rows_free, step & 1)) {
+      }
       load_do(step + 1);
       cp_async_commit();
     }
-    last_visits = visits;
-    multiply<kType, kGradientM, kGradientN, kRows / kStep<kType>, Stored::k_first, kScoreRow, Stored::k_first,
-             kRow>(dk, lane_a<kType, Stored::k_first, kScoreRow>(ds_tile + gradient_row * kBytes<kType>),
-                   lane_b<kType, Stored::k_first, kRow>(q_now + gradient_column * kBytes<kType>));
+    // dq leaves between parts of dk: all at once, it would stand in the way of the next step's loads (4 %).
+    // Nothing loads past it, so parts are as long as they may.
+    constexpr int kParts = 4, kPartRows = kRows / kParts;
+    static_assert(kPartRows % kStep<kType> == 0);
+    const uint32_t dk_a = lane_a<kType, Stored::k_first, kScoreRow>(ds_tile + gradient_row * kBytes<kType>),
+                   dk_b = lane_b<kType, Stored::k_first, kRow>(q_now + gradient_column * kBytes<kType>);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      multiply<kType, kGradientM, kGradientN, kPartRows / kStep<kType>, Stored::k_first, kScoreRow,
+               Stored::k_first, kRow>(dk, dk_a + part * kPartRows * kScoreRow,
+                                      dk_b + part * kPartRows * kRow);
+#pragma unroll
+      for (int i = part * kSums / kParts; i < (part + 1) * kSums / kParts; ++i) {
+        const float* const x = &dq[i / (2 * kQueryN)][i % (2 * kQueryN) * 4];
+        const float4& y = before[i];
+        if (kAddsInMemory && begun) {
+          add4(sums + i * kThreads, x);
+        } else {
+          __stcg(sums + i * kThreads, float4{y.x + x[0], y.y + x[1], y.z + x[2], y.w + x[3]});
+        }
+      }
+    }
     if (kConfig.q_stages == 1 && step + 1 < steps) {
       __syncthreads();
       load_q(step + 1);
@@ -348,7 +362,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
 
   // Out through the places of k and v.
   __syncthreads();
-  if (threadIdx.x == kThreads - 1 && last_visits != nullptr) add_release(last_visits, 1);
+  if (threadIdx.x == kThreads - 1 && steps > 0) add_release(p.visits + plan.step[(steps - 1) % 4].tile, 1);
   const auto put = [&](const float(&c)[kGradientM][8 * kGradientN], float scale, uint32_t to) {
 #pragma unroll
     for (int m = 0; m < kGradientM; ++m) {
@@ -391,9 +405,10 @@ __global__ void __launch_bounds__(256)
   if (thread < int64_t{p.batch} * p.heads * p.row_tiles) p.visits[thread] = 0;
   if (thread == 0) *p.ticket = 0;
   if (padded_rows == 0) return;
-  const int row = static_cast<int>(index % padded_rows);
-  const int64_t rest = index / padded_rows;
-  const int head = static_cast<int>(rest % p.heads), batch = static_cast<int>(rest / p.heads);
+  // A block's rows are of one head: tiles are a multiple of 32 rows.
+  const uint32_t blocks = static_cast<uint32_t>(padded_rows) / 32, of = blockIdx.x / blocks;
+  const int row = static_cast<int>((blockIdx.x - of * blocks) * 32 + threadIdx.x / 8);
+  const int batch = static_cast<int>(of / p.heads), head = static_cast<int>(of - batch * p.heads);
   float lse = kMinusInfinity, sum = 0.0f;
   if (batch < p.batch) {
     const Sequence seq = sequence_of(f, batch);
