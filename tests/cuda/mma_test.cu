@@ -276,13 +276,13 @@ struct TileRun {
   int first, begin, end, dim, out_rows;
 };
 
-template <DType kType, int kDim, bool kKept>
+template <DType kType, int kDim>
 __global__ void __launch_bounds__(kTileThreads) tile_kernel(TileRun run) {
   constexpr int kRow = kPitch<kType, kDim>, kRowBytes = kDim * kBytes<kType>;
   __shared__ __align__(16) uint8_t tile[kTileRows * kRow];
   for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kRow; i += kTileThreads) tile[i] = 0xee;
   __syncthreads();
-  const TileCopy<kType, kDim, kTileRows, kTileThreads, kKept> copy(run.from, run.row_stride, run.dim);
+  const TileCopy<kType, kDim, kTileRows, kTileThreads> copy(run.from, run.row_stride, run.dim);
   copy.copy(shared_address(tile), run.first, run.begin, run.end, run.seen);
   cp_async_commit();
   cp_async_wait<0>();
@@ -293,14 +293,14 @@ __global__ void __launch_bounds__(kTileThreads) tile_kernel(TileRun run) {
                                                  run.dim);
 }
 
-template <DType kType, int kDim, bool kKept>
+template <DType kType, int kDim>
 void check_tile_copy(int dim, int begin, int end, bool with_seen) {
   constexpr int kSize = kBytes<kType>;
   const int64_t row_stride = dim + 8;
   const int rows = 100, first = 32, out_rows = 50;
   const std::string what = std::string(name(kType)) + " dim " + std::to_string(dim) + " of " +
                            std::to_string(kDim) + ", rows " + std::to_string(begin) + " to " +
-                           std::to_string(end) + (with_seen ? ", some unseen" : "") + (kKept ? ", kept" : "");
+                           std::to_string(end) + (with_seen ? ", some unseen" : "");
   // 0xff where nothing may be read: NaN.
   std::vector<uint8_t> from(static_cast<size_t>(rows * row_stride * kSize), 0xff),
       seen(static_cast<size_t>(rows), 1);
@@ -322,9 +322,9 @@ void check_tile_copy(int dim, int begin, int end, bool with_seen) {
           want[static_cast<size_t>(row * kDim * kSize + i)];
   }
   const DeviceArray<uint8_t> from_at(from), seen_at(seen), tile_at(want.size()), to_at(stored.size());
-  tile_kernel<kType, kDim, kKept><<<1, kTileThreads>>>({from_at.data(), tile_at.data(), to_at.data(),
-                                                        with_seen ? seen_at.data() : nullptr, row_stride,
-                                                        first, begin, end, dim, out_rows});
+  tile_kernel<kType, kDim><<<1, kTileThreads>>>({from_at.data(), tile_at.data(), to_at.data(),
+                                                 with_seen ? seen_at.data() : nullptr, row_stride, first,
+                                                 begin, end, dim, out_rows});
   if (!cuda_test::ran("tile", what)) return;
   cuda_test::expect_equal(what + ", copied", tile_at.read(), want, static_cast<size_t>(kDim * kSize));
   cuda_test::expect_equal(what + ", copied out", to_at.read(), stored,
@@ -335,10 +335,10 @@ template <DType kType, int kDim>
 void check_tile_copies() {
   for (const int dim : {8, kDim - 8, kDim}) {
     for (const bool with_seen : {false, true}) {
-      check_tile_copy<kType, kDim, true>(dim, 0, 100, with_seen);
-      check_tile_copy<kType, kDim, true>(dim, 40, 70, with_seen);
-      check_tile_copy<kType, kDim, false>(dim, 32, 77, with_seen);
-      check_tile_copy<kType, kDim, false>(dim, 50, 50, with_seen);
+      check_tile_copy<kType, kDim>(dim, 0, 100, with_seen);
+      check_tile_copy<kType, kDim>(dim, 40, 70, with_seen);
+      check_tile_copy<kType, kDim>(dim, 32, 77, with_seen);
+      check_tile_copy<kType, kDim>(dim, 50, 50, with_seen);
     }
   }
 }

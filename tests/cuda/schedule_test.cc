@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <random>
 #include <set>
 #include <string>
@@ -307,7 +308,10 @@ TEST(PrefillSchedule, LengthsOutOfRangeStayInsideTheTensors) {
   for (int trial = 0; trial < 2000; ++trial) {
     std::vector<int32_t> cu_q(5), cu_k(5), used(4), pad(4);
     for (std::vector<int32_t>* values : {&cu_q, &cu_k, &used, &pad})
-      for (int32_t& value : *values) value = trial % 7 == 0 && random() % 4 == 0 ? -(1 << 30) : any();
+      for (int32_t& value : *values) {
+        const int32_t far = std::array{-(1 << 30), INT32_MIN, INT32_MIN + 1, INT32_MAX}[random() % 4];
+        value = trial % 7 == 0 && random() % 4 == 0 ? far : any();
+      }
     PrefillParams p{};
     p.seqlen_q = 300, p.seqlen_k = 400;
     p.total_q = 700, p.total_k = 900;

@@ -29,7 +29,7 @@ struct Wave {
 };
 
 // A tile of a wave as it is copied.
-struct alignas(16) TileCopy {
+struct alignas(16) WaveTile {
   int32_t slot_in_page, kv_head, block;  // block: of a tile of one box
   int32_t is_shared;
   int32_t key, boxes;  // of several boxes
@@ -58,7 +58,7 @@ struct DecodeShared {
     Piece listed[32];
     int32_t lengths[Lengths::kMost];
   };
-  TileCopy copies[kWaveSlots][kWaveTiles];
+  WaveTile copies[kWaveSlots][kWaveTiles];
   int32_t blocks[kWaveSlots][kWaveTiles][8];
   // A tile's arrival is waited for at its place in its wave, not at its stage: a warp that skips other warps'
   // tiles would mistake a stage's parity of two rounds before for the one it waits for. Every wave completes

@@ -27,10 +27,10 @@ struct Copier {
   const uint64_t private_policy = policy_evict_first(), kept_policy = policy_evict_normal();
   uint32_t stage = 0, round = 0;
 
-  __device__ __forceinline__ uint64_t policy(const TileCopy& c) const {
+  __device__ __forceinline__ uint64_t policy(const WaveTile& c) const {
     return kListed && c.is_shared != 0 ? kept_policy : private_policy;
   }
-  __device__ __forceinline__ int boxes(const TileCopy& c) const {
+  __device__ __forceinline__ int boxes(const WaveTile& c) const {
     return kAnyDim || p.box_panels != kPanels ? c.boxes * kPanels : c.boxes;
   }
   // Box i of a tile of several: boxes of whole rows lie one behind the other, boxes of a panel make up panels
@@ -39,7 +39,7 @@ struct Copier {
     uint32_t offset;
     int panel, slot_in_page, block;
   };
-  __device__ __forceinline__ Box box(uint32_t slot, int place, const TileCopy& c, int i) const {
+  __device__ __forceinline__ Box box(uint32_t slot, int place, const WaveTile& c, int i) const {
     const bool whole_rows = p.box_panels == kPanels;
     const int panel = whole_rows ? 0 : i % kPanels, j = whole_rows ? i : i / kPanels;
     return {static_cast<uint32_t>(panel * (kTile * 128) + j * p.box_rows * (whole_rows ? kPanels : 1) * 128),
@@ -49,7 +49,7 @@ struct Copier {
   // K (0) or V (1) of a tile of a wave.
   template <int kIsV>
   __device__ __forceinline__ void copy(uint32_t slot, int place) {
-    const TileCopy c = shared.copies[slot][place];
+    const WaveTile c = shared.copies[slot][place];
     mbarrier_wait(shared_address(&shared.empty[stage]), (round & 1) ^ 1);
     const uint32_t to =
         shared_address(shared.stage[stage]) + static_cast<uint32_t>(kIsV * Shared::kTileBytes);
@@ -84,7 +84,7 @@ struct Copier {
   // A tile's K and V into L2 alone.
   __device__ __forceinline__ void bring_near(uint32_t slot, int place) const {
     if constexpr (!kAnyDim) {
-      const TileCopy c = shared.copies[slot][place];
+      const WaveTile c = shared.copies[slot][place];
       if (p.box_rows == kTile) {
         if (lane == 0) {
           tma_near(&p.k_map, 0, c.slot_in_page, 0, c.kv_head, c.block, policy(c));
@@ -174,7 +174,7 @@ struct Producer {
         out.tiles = all_tiles;
       }
       if (exists) {
-        TileCopy c;
+        WaveTile c;
         c.key = looked.key;
         c.slot_in_page = p.by_page.remainder(looked.key);
         c.kv_head = kv_head;

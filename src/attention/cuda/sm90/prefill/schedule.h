@@ -36,15 +36,18 @@ TESSERA_HOST_DEVICE Sequence sequence(const PrefillParams& p, int batch) {
   if constexpr (kForm != Form::dense) {
     if (p.cu_seqlens_q != nullptr) {
       s.q_first = at_most(at_least(p.cu_seqlens_q[batch], 0), p.total_q);
-      s.rows = at_most(at_least(at_most(p.cu_seqlens_q[batch + 1], p.total_q) - s.q_first, 0), p.seqlen_q);
+      s.rows =
+          at_most(at_most(at_least(p.cu_seqlens_q[batch + 1], s.q_first), p.total_q) - s.q_first, p.seqlen_q);
       s.q_batch = 0;
     }
     if (p.cu_seqlens_k != nullptr) {
       s.k_first = at_most(at_least(p.cu_seqlens_k[batch], 0), p.total_k);
-      s.keys = at_most(at_least(at_most(p.cu_seqlens_k[batch + 1], p.total_k) - s.k_first, 0), p.seqlen_k);
+      s.keys =
+          at_most(at_most(at_least(p.cu_seqlens_k[batch + 1], s.k_first), p.total_k) - s.k_first, p.seqlen_k);
       s.k_batch = 0;
     }
-    if (p.seqused_k != nullptr) s.keys = at_most(at_least(p.seqused_k[batch] + p.added, 0), s.keys);
+    if (p.seqused_k != nullptr)
+      s.keys = at_most(at_least(at_most(p.seqused_k[batch], s.keys) + p.added, 0), s.keys);
     if (p.leftpad_k != nullptr) s.leftpad = at_most(at_least(p.leftpad_k[batch], 0), s.keys);
   }
   return s;
