@@ -37,6 +37,12 @@ if(TESSERA_HAS_CUDA)
   endif()
 endif()
 
+# For compute-sanitizer's racecheck: see src/attention/cuda/common/arrive.cuh.
+option(TESSERA_RACECHECK "CUDA kernels whose barriers racecheck can follow, a little slower" OFF)
+if(TESSERA_RACECHECK)
+  add_compile_definitions("$<$<COMPILE_LANGUAGE:CUDA>:TESSERA_RACECHECK>")
+endif()
+
 # Real code for Ampere and Ada (sm_80) and Hopper (sm_90), and PTX for what comes later; folders named sm90 for Hopper's
 # own instructions alone.
 set(TESSERA_GENCODE_sm90 -gencode=arch=compute_90a,code=sm_90a)

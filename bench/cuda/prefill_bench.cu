@@ -139,12 +139,11 @@ int main(int argc, char** argv) {
     bench_groups(launch, rounds, memory);
     return 0;
   }
-  const PrefillVariant variants[] = {
-      PrefillVariant::d64_four_by_64,           PrefillVariant::d64_three_by_128,
-      PrefillVariant::d128_two_by_128,          PrefillVariant::d256_two_by_80,
-      PrefillVariant::d256_two_by_80_registers, PrefillVariant::d256_two_by_64_registers};
-  const char* names[] = {"4x64", "3x128", "2x128", "2x80", "2x80r", "2x64r"};
-  const int dims[] = {64, 64, 128, 256, 256, 256};
+  const PrefillVariant variants[] = {PrefillVariant::d64_four_by_64, PrefillVariant::d64_three_by_128,
+                                     PrefillVariant::d128_two_by_128, PrefillVariant::d256_two_by_80,
+                                     PrefillVariant::d256_two_by_64_registers};
+  const char* names[] = {"4x64", "3x128", "2x128", "2x80", "2x64r"};
+  const int dims[] = {64, 64, 128, 256, 256};
   for (const int d : {128, 64, 256}) {
     for (const bool causal : {false, true}) {
       for (size_t v = 0; v < std::size(variants); ++v) {

@@ -17,6 +17,7 @@
 //  4. What no row of the tile sees is 0 in shared memory; a hidden element's p and ds are exactly 0.
 #pragma once
 
+#include "attention/cuda/common/arrive.cuh"
 #include "attention/cuda/common/mask.cuh"
 #include "attention/cuda/common/philox.cuh"
 #include "attention/cuda/common/softmax.cuh"
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
 
   if (threadIdx.x == 0) {
     plan.ticket = atomicAdd(p.ticket, 1u);
-    mbarrier_init(rows_free, kConfig.warps);
+    mbarrier_init(rows_free, kConfig.warps * kWarpArrivals);
   }
   __syncthreads();
   const Place place = place_of(p, static_cast<int>(plan.ticket));
@@ -304,8 +305,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     multiply<kType, kGradientM, kGradientN, kRows / kStep<kType>, Stored::k_first, kScoreRow, Stored::k_first,
              kRow>(dv, lane_a<kType, Stored::k_first, kScoreRow>(p_tile + gradient_row * kBytes<kType>),
                    lane_b<kType, Stored::k_first, kRow>(do_tile + gradient_column * kBytes<kType>));
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(rows_free);  // this warp is done with do
+    arrive_as_warp(rows_free, lane);  // this warp is done with do
 
     float dq[kQueryM][8 * kQueryN];
 #pragma unroll

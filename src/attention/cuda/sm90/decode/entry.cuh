@@ -1,6 +1,7 @@
 // What producer and consumers of the decode kernel share: descriptions of waves, and shared memory.
 #pragma once
 
+#include "attention/cuda/common/arrive.cuh"
 #include "attention/cuda/common/ptx.cuh"
 #include "attention/cuda/steps/schedule.cuh"
 #include "attention/cuda/steps/unit.cuh"

@@ -65,8 +65,7 @@ struct Consumer {
         if (is_wide) {
           WideConsumer<T, kDim, Shared>{p, shared, lane, warp}.walk(w, wave, tiles_before);
           tiles_before += static_cast<uint32_t>(w.unit[0].tiles + (units > 1 ? w.unit[1].tiles : 0));
-          __syncwarp();
-          if (lane == 0) mbarrier_arrive(shared_address(&shared.wave_empty[slot]));
+          arrive_as_warp(shared_address(&shared.wave_empty[slot]), lane);
           continue;
         }
       }
@@ -112,7 +111,7 @@ struct Consumer {
             mbarrier_wait(v_full, phase);
           }
           __syncwarp();
-          if (lane == 0) {
+          if (kWarpArrivals > 1 || lane == 0) {
             mbarrier_arrive_many(shared_address(&shared.empty[stage]),
                                  static_cast<uint32_t>(kConsumers >> log_groups));
           }
@@ -124,8 +123,7 @@ struct Consumer {
       hand_in(rows, merges, works ? w.unit[u].rows - row_group * 8 : 0, m, l, o);
       fold(rows, merges, w, wave > 0 || shared.guess_was_right != 0);
       ++merges;
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(shared_address(&shared.wave_empty[slot]));
+      arrive_as_warp(shared_address(&shared.wave_empty[slot]), lane);
     }
   }
 
@@ -158,8 +156,7 @@ struct Consumer {
     mbarrier_wait(shared_address(&shared.merge_free), (merges & 1) ^ 1);
     Rows::add_residues(l);
     rows.hand_in(shared, warp, rows_of_it, m, l, o);
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(shared_address(&shared.merge_full));
+    arrive_as_warp(shared_address(&shared.merge_full), lane);
   }
 
   __device__ __forceinline__ void fold(const Rows& rows, uint32_t merges, const Wave& w, bool counts) const {
@@ -167,8 +164,7 @@ struct Consumer {
     for (int group = 0; counts && group < 1 << w.mode; ++group) {
       rows.fold_row(shared, w.unit, w.units, w.mode, group * 8 + warp);
     }
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(shared_address(&shared.merge_free));
+    arrive_as_warp(shared_address(&shared.merge_free), lane);
   }
 };
 
@@ -212,15 +208,16 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     prefetch_tensor_map(&p.k_map);
     prefetch_tensor_map(&p.v_map);
 #pragma unroll
-    for (int s = 0; s < Shared::kStages; ++s) mbarrier_init(shared_address(&shared.empty[s]), kConsumers);
+    for (int s = 0; s < Shared::kStages; ++s)
+      mbarrier_init(shared_address(&shared.empty[s]), kConsumers * kWarpArrivals);
 #pragma unroll
     for (int s = 0; s < kWaveSlots; ++s) {
-      mbarrier_init(shared_address(&shared.wave_full[s]), 1);
-      mbarrier_init(shared_address(&shared.wave_empty[s]), kConsumers + 1);
+      mbarrier_init(shared_address(&shared.wave_full[s]), kWarpArrivals);
+      mbarrier_init(shared_address(&shared.wave_empty[s]), (kConsumers + 1) * kWarpArrivals);
     }
-    mbarrier_init(shared_address(&shared.verdict), 1);
-    mbarrier_init(shared_address(&shared.merge_full), kConsumers);
-    mbarrier_init(shared_address(&shared.merge_free), kConsumers);
+    mbarrier_init(shared_address(&shared.verdict), kWarpArrivals);
+    mbarrier_init(shared_address(&shared.merge_full), kConsumers * kWarpArrivals);
+    mbarrier_init(shared_address(&shared.merge_free), kConsumers * kWarpArrivals);
   }
   fence_barrier_init();
   __syncthreads();
@@ -232,10 +229,8 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
         dependency_wait();
         dependency_launch();
         pieces.bring_table_near();
-        if (lane == 0) {
-          shared.guess_was_right = 1;
-          mbarrier_arrive(shared_address(&shared.verdict));
-        }
+        if (lane == 0) shared.guess_was_right = 1;
+        arrive_as_warp(shared_address(&shared.verdict), lane);
       }
       pieces.begin(asked);
       Producer<kDim, kGroups, kListed, kWide, kFeatures> producer{p, shared, lane};

@@ -188,10 +188,9 @@ struct Producer {
           shared.blocks[slot][place][0] = block;
         }
       }
-      __syncwarp();
       // That there is nothing to do is no guess.
-      if (lane == 0 && (found.units > 0 || !guesses))
-        mbarrier_arrive(shared_address(&shared.wave_full[slot]));
+      if (found.units > 0 || !guesses) arrive_as_warp(shared_address(&shared.wave_full[slot]), lane);
+      __syncwarp();
       if (found.units == 0 && !guesses) break;
       const bool was_guess = guesses;
       int32_t asked = 0, block_now = 0;
@@ -218,8 +217,8 @@ struct Producer {
         if (lane == 0) {
           // Of nothing nobody was told: the truth will be the first wave.
           shared.guess_was_right = was_right || found.units == 0 ? 1 : 0;
-          mbarrier_arrive(shared_address(&shared.verdict));
         }
+        arrive_as_warp(shared_address(&shared.verdict), lane);
         for (; next < all_tiles; ++next) copier.template copy<0>(slot, next);
         if (found.units == 0) --wave;
         if (!was_right) {
@@ -317,8 +316,7 @@ __device__ __forceinline__ void copy_values(const DecodeParams& p, DecodeShared<
     if (shared.wave[slot].units == 0) break;
     const int tiles = shared.wave[slot].tiles;
     for (int place = 0; place < tiles; ++place) copier.template copy<1>(slot, place);
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(shared_address(&shared.wave_empty[slot]));
+    arrive_as_warp(shared_address(&shared.wave_empty[slot]), lane);
   }
 }
 

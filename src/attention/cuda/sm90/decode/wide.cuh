@@ -132,7 +132,8 @@ struct WideConsumer {
   }
 
   __device__ __forceinline__ void release(uint32_t stage, bool both) const {
-    if (lane == 0) mbarrier_arrive_many(shared_address(&shared.empty[stage]), both ? 1u : 2u);
+    if (kWarpArrivals > 1 || lane == 0)
+      mbarrier_arrive_many(shared_address(&shared.empty[stage]), both ? 1u : 2u);
   }
 
   // A fragments of rows [first_row, first_row + 64) of the task, zeros behind its rows.

@@ -62,14 +62,10 @@ using D256TwoBy80 = PrefillConfig<T, 256, 2, 80, 2, false, kSight, kForm>;
 
 // D = 256 with the output from registers: the next tile's Q comes while this one's output is written. By 64
 // keys a causal tile of few blocks wastes less on its diagonal.
-template <typename Element, int kKeys, Sight kSight, Form kForm>
-struct D256FromRegisters : PrefillConfig<Element, 256, 2, kKeys, 2, false, kSight, kForm> {
+template <typename Element, Sight kSight, Form kForm>
+struct D256TwoBy64Registers : PrefillConfig<Element, 256, 2, 64, 2, false, kSight, kForm> {
   static constexpr bool kOInQ = false, kFromRegisters = true;
 };
-template <typename T, Sight kSight, Form kForm>
-using D256TwoBy80Registers = D256FromRegisters<T, 80, kSight, kForm>;
-template <typename T, Sight kSight, Form kForm>
-using D256TwoBy64Registers = D256FromRegisters<T, 64, kSight, kForm>;
 
 // Scores that are more than products need registers for their own: narrower blocks of keys, Q in shared
 // memory. At D = 256 O alone is 128 registers, and ptxas spills 196 bytes into the loop over keys where both

@@ -25,10 +25,17 @@ constexpr int64_t kSectionBytes = int64_t{8} << 20;
 //   D = 64   four warpgroups of 64 keys up to 4k and whenever causal; three of 128 keys are ahead from 8k on.
 //   D = 128  two warpgroups of 128 keys with Q in registers: wider key blocks lose at 512 what they gain at
 //   16k.
+//   D = 256  two warpgroups of 80 keys; what is cut (causal, windows) by 64 keys with the output from
+//   registers up to 8k: 365, 474, 567, 622 and 647 TFLOP/s from 512 to 8k where 80 keys have 272, 400, 512,
+//   586 and 634.
 // Other sizes run as the next larger of 64, 96, 128 and 256, the rest zeros.
 PrefillVariant chosen(const AttentionProblem& p) {
   const int dim = std::max(p.head_dim, p.v_head_dim);
-  if (dim > 128) return PrefillVariant::d256_two_by_80;
+  if (dim > 128) {
+    const bool cut = p.mask.causal || p.mask.window_left >= 0 || p.mask.window_right >= 0;
+    return cut && p.seqlen_k <= 8192 ? PrefillVariant::d256_two_by_64_registers
+                                     : PrefillVariant::d256_two_by_80;
+  }
   if (dim > 96) return PrefillVariant::d128_two_by_128;
   if (dim > 64) return PrefillVariant::d96_two_by_128;
   return p.mask.causal || p.seqlen_k <= 4096 ? PrefillVariant::d64_four_by_64
@@ -182,8 +189,6 @@ Status run_variant(Launch& launch, const AttentionProblem& p, const ForwardTenso
       return run_form<D96TwoBy128, T>(launch, p, t, pages, packs);
     case PrefillVariant::d256_two_by_80:
       return run_form<D256TwoBy80, T>(launch, p, t, pages, packs);
-    case PrefillVariant::d256_two_by_80_registers:
-      return run_form<D256TwoBy80Registers, T>(launch, p, t, pages, packs);
     case PrefillVariant::d256_two_by_64_registers:
       return run_form<D256TwoBy64Registers, T>(launch, p, t, pages, packs);
     default:

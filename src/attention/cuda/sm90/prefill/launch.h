@@ -16,8 +16,7 @@ enum class PrefillVariant {
   d96_two_by_128,
   d128_two_by_128,
   d256_two_by_80,
-  d256_two_by_80_registers,  // o from registers; the bits of d256_two_by_80
-  d256_two_by_64_registers,
+  d256_two_by_64_registers,  // o from registers
 };
 
 // Rows of the heads of a group in tiles of their own or together (packing.h).
