@@ -36,10 +36,10 @@ namespace tessera::attention::cuda::sm80 {
 
 // ---- Planner ----------------------------------------------------------------------------------------------
 
-// Of the whole block, from different places: the planner's and the walkers'.
-template <int kDim>
+// Of the whole block. The planner's lanes may have come by different ways.
 __device__ __forceinline__ void sync_block() {
-  named_barrier_sync(1, StepConfig<kDim>::kThreads);
+  __syncwarp();
+  __syncthreads();
 }
 
 template <typename T, int kDim, bool kListed, bool kFeatures, typename Pieces>
@@ -366,8 +366,8 @@ struct Walker {
             fold_together(rows, wave.unit[u], unit, segment, row);
           }
         }
-        sync_block<kDim>();
-        sync_block<kDim>();
+        sync_block();
+        sync_block();
         continue;
       }
       States unit;
@@ -377,9 +377,9 @@ struct Walker {
         walk(rows, offsets, ring, w, wave.unit[warp], 0, unit);
         count = wave.unit[warp].rows;
       }
-      sync_block<kDim>();
+      sync_block();
       rows.hand_in(shared, warp, count, unit.m, unit.l, unit.o);
-      sync_block<kDim>();
+      sync_block();
       for (int r = warp; r < 8; r += Config::kWarps) {
         rows.fold_row(shared, wave.unit, wave.units, 0, r);
       }
@@ -489,12 +489,12 @@ __global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
       Planner<T, kDim, kListed, kFeatures, decltype(pieces)> planner{p, shared, lane, pieces};
       planner.plan(0);
       planner.plan(1);
-      sync_block<kDim>();
+      sync_block();
       for (uint32_t w = 0;; ++w) {
         if (shared.wave[w % kWaveSlots].units == 0) break;
         planner.plan(w + 2);
-        sync_block<kDim>();
-        sync_block<kDim>();
+        sync_block();
+        sync_block();
       }
     };
     if constexpr (kListed) {
@@ -503,7 +503,7 @@ __global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
       plan_all(LengthPieces<kFeatures>(p, nullptr, static_cast<int>(blockIdx.x)));
     }
   } else {
-    sync_block<kDim>();
+    sync_block();
     Walker<T, kDim, kListed, kFeatures>{p, shared, lane, warp}.run();
   }
 }
