@@ -35,7 +35,7 @@ void add_bench_decode(CLI::App& bench, int* code) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cuda"}));
   sub->add_option("--json", options->json, "file for one JSON object a line");
-  sub->callback([options, sub, code] {
+  sub->callback([options, device, sub, code] {
     options->small_steps = sub->count("--batch") == 0 && sub->count("--length") == 0;
     const Status status = bench_decode_on_device(*options);
     *code = status.ok() ? kExitOk : fail(status);

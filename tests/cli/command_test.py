@@ -1,9 +1,10 @@
-"""tessera run and serve as processes, on the tiny model: standard output, standard error, seeds.
+"""tessera run, serve and bench as processes, on the tiny model: standard output, standard error, seeds.
 
     command_test.py TESSERA
 """
 
 import json
+import os
 import pathlib
 import re
 import signal
@@ -68,6 +69,17 @@ class Serve(unittest.TestCase):
     def test_the_access_log_has_a_line_for_each_request(self):
         errors = self.serve("--access-log")
         self.assertEqual(errors.count('target="/health" status=200'), 1, errors)
+
+
+class BenchOnADevice(unittest.TestCase):
+    def test_without_one_a_line_says_so(self):
+        hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        for arguments in (["attention", "--device", "cuda"], ["decode"], ["decode", "--device", "cuda"], ["tree"],
+                          ["tree", "--device", "cuda"]):
+            done = subprocess.run([TESSERA, "bench", *arguments], capture_output=True, text=True, timeout=120, check=False,
+                                  env=hidden)
+            self.assertEqual(done.returncode, 1, f"{arguments}: {done.stderr}")
+            self.assertRegex(done.stderr, r"\Atessera: [^\n]*CUDA[^\n]*\n\Z", arguments)
 
 
 if __name__ == "__main__":
