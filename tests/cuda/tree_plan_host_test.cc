@@ -76,7 +76,7 @@ class Walk {
     rows_.resize(c.keys.size() * size_t(c.kv_heads * c.group));
     for (size_t i = 0; i + 1 < work.piece_first.size(); ++i)
       for (int32_t at = work.piece_first[i]; at < work.piece_first[i + 1]; ++at)
-        piece(work.pieces[size_t(at)]);
+        piece(work.pieces[size_t(at)], int(i));
     for (size_t token = 0; token < c.keys.size(); ++token)
       for (int head = 0; head < c.kv_heads; ++head) combine(token, head);
   }
@@ -88,7 +88,7 @@ class Walk {
   Segments& row(size_t token, int kv_head, int in_group) {
     return rows_[(token * size_t(c_.kv_heads) + size_t(kv_head)) * size_t(c_.group) + size_t(in_group)];
   }
-  void piece(Piece p) {
+  void piece(Piece p, int block) {
     if (p.end_key < 0) {  // as ListedPieces
       const int64_t keys = now_[size_t(p.sequence)];
       p.end_key = int32_t(keys);
@@ -112,7 +112,7 @@ class Walk {
       if ((e.flags & kUnitApart) != 0) {
         for (int r = 0; r < p.rows; ++r) {
           ASSERT_LT(e.partial + r, work_.partial_rows);
-          ASSERT_TRUE(handed_.emplace(e.partial + r, segment).second)
+          ASSERT_TRUE(handed_.emplace(e.partial + r, std::pair{segment, block}).second)
               << "two hand over row " << e.partial + r;
         }
         continue;
@@ -138,14 +138,16 @@ class Walk {
         if (entry.first_key >= now_[token]) break;
         const auto found = handed_.find((entry.row & 0x7fffffff) + in_group);
         ASSERT_NE(found, handed_.end()) << "nobody hands over row " << (entry.row & 0x7fffffff) + in_group;
-        ASSERT_EQ(found->second.front() * kUnit, entry.first_key);
+        const auto& [units, block] = found->second;
+        ASSERT_EQ(units.front() * kUnit, entry.first_key);
+        ASSERT_EQ(block, entry.block);
         if (entry.row >= 0) {
-          to.push_back(found->second);
+          to.push_back(units);
           continue;
         }
         ASSERT_FALSE(to.empty());
-        ASSERT_EQ(found->second.size(), 1u) << "a fold of a fold";
-        to.back().push_back(found->second.front());
+        ASSERT_EQ(units.size(), 1u) << "a fold of a fold";
+        to.back().push_back(units.front());
       }
     }
   }
@@ -153,7 +155,7 @@ class Walk {
   const Case& c_;
   const TreeWork& work_;
   const std::vector<int64_t>& now_;
-  std::map<int32_t, std::vector<int>> handed_;
+  std::map<int32_t, std::pair<std::vector<int>, int>> handed_;  // units, block of the grid
   std::vector<Segments> rows_;
 };
 

@@ -4,9 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <map>
 
 #include "attention/cuda/sm90/decode/decode.h"
+#include "tests/cuda/support/hold.cuh"
 #include "tests/cuda/support/late_writer.cuh"
 #include "tests/cuda/support/paged_case.cuh"
 
@@ -230,6 +232,31 @@ TEST_F(Tree, OneHundredRepeatsAreBitwiseEqual) {
     differ += c.output() != want;
   }
   EXPECT_EQ(differ, 0);
+}
+
+// Blocks of the grid cannot start yet: nobody may wait for them in their place.
+TEST_F(Tree, OtherKernelsMayHoldMultiprocessors) {
+  PagedCase c(star(24, 1536, 700, 32, 8));
+  auto plan = TreePlan::create(*launch_, problem(c), sequences_of(c), 64, {TreeSharing::always});
+  ASSERT_TRUE(plan.ok());
+  attend(c, *plan);
+  c.check({}, "alone");
+  const auto want = c.output();
+  const int all = launch_->device.multiprocessors;
+  for (const int held : {1, all / 3, all - 1}) {
+    cuda_test::Hold hold(held);
+    c.clear();
+    cudaDeviceSynchronize();
+    hold.begin();
+    for (int i = 0; i < 3; ++i) {
+      const Status status = plan->attend(*launch_, c.view(), {}, c.tensors());
+      ASSERT_TRUE(status.ok()) << status.message();
+    }
+    hold.end_in(std::chrono::milliseconds(2));
+    const Status done = launch_->stream.synchronize();
+    ASSERT_TRUE(done.ok()) << done.message();
+    expect_bits(c, want, std::to_string(held) + " multiprocessors held");
+  }
 }
 
 TEST_F(Tree, NothingSharedIsDecode) {

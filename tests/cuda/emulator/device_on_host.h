@@ -91,6 +91,9 @@ T __reduce_max_sync(unsigned mask, T x) {
 inline unsigned __ballot_sync(unsigned mask, bool x) {
   return emulated_reduce(mask, x ? 1u << emulator::lane() : 0u, [](unsigned a, unsigned b) { return a | b; });
 }
+inline bool __all_sync(unsigned mask, bool x) {
+  return __ballot_sync(mask, x) == ~0u;
+}
 inline bool __any_sync(unsigned mask, bool x) {
   return __ballot_sync(mask, x) != 0;
 }

@@ -6,9 +6,17 @@
 #include "attention/cuda/steps/append.cu"   // NOLINT: device code, here the host's
 #include "attention/cuda/steps/combine.cu"  // NOLINT
 
-namespace tessera::attention::cuda::sm80 {
+namespace tessera::attention::cuda {
+// The kernels' shared memory.
+namespace sm80 {
+alignas(1024) unsigned char memory[99 * 1024];
+}
+namespace steps {
+alignas(1024) unsigned char combine_memory[32 * 1024];
+}
+}  // namespace tessera::attention::cuda
 
-alignas(1024) unsigned char memory[99 * 1024];  // the kernels' shared memory
+namespace tessera::attention::cuda::sm80 {
 
 DecodeKernel step_kernel_64(DType dtype, bool listed, bool features) {
   return step_kernel_of<64>(dtype, listed, features);
@@ -41,22 +49,6 @@ namespace {
 using namespace tessera::attention::cuda;  // NOLINT
 using tessera::DType;
 
-template <typename Params>
-cudaError_t run(const void* kernel, void* argument, const cudaLaunchConfig_t& config) {
-  const auto function = reinterpret_cast<void (*)(Params)>(const_cast<void*>(kernel));
-  const Params& params = *static_cast<const Params*>(argument);
-  emulator::set_shared(sm80::memory, config.dynamicSmemBytes);
-  for (unsigned block = 0; block < config.gridDim.x; ++block) {
-    blockIdx.x = block;
-    emulator::run_block(static_cast<int>(block), static_cast<int>(config.blockDim.x),
-                        [&] { function(params); });
-  }
-  return cudaSuccess;
-}
-
-bool is_append(const void* kernel) {
-  return kernel == steps::append_kernel_for(DType::f16) || kernel == steps::append_kernel_for(DType::bf16);
-}
 bool is_combine(const void* kernel) {
   for (const DType dtype : {DType::f16, DType::bf16}) {
     for (const int dim : {64, 128, 256}) {
@@ -70,6 +62,23 @@ bool is_combine(const void* kernel) {
   return false;
 }
 
+template <typename Params>
+cudaError_t run(const void* kernel, void* argument, const cudaLaunchConfig_t& config) {
+  const auto function = reinterpret_cast<void (*)(Params)>(const_cast<void*>(kernel));
+  const Params& params = *static_cast<const Params*>(argument);
+  emulator::set_shared(is_combine(kernel) ? steps::combine_memory : sm80::memory, config.dynamicSmemBytes);
+  for (unsigned block = 0; block < config.gridDim.x; ++block) {
+    blockIdx.x = block;
+    emulator::run_block(static_cast<int>(block), static_cast<int>(config.blockDim.x),
+                        [&] { function(params); });
+  }
+  return cudaSuccess;
+}
+
+bool is_append(const void* kernel) {
+  return kernel == steps::append_kernel_for(DType::f16) || kernel == steps::append_kernel_for(DType::bf16);
+}
+
 }  // namespace
 
 // What steps/launch.cc calls of CUDA's runtime.
@@ -79,6 +88,5 @@ extern "C" cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int)
 extern "C" cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                            void** arguments) {
   if (is_append(kernel)) return run<steps::AppendParams>(kernel, arguments[0], *config);
-  if (is_combine(kernel)) return run<steps::CombineParams>(kernel, arguments[0], *config);
   return run<steps::DecodeParams>(kernel, arguments[0], *config);
 }

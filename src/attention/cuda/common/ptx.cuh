@@ -101,6 +101,24 @@ __device__ __forceinline__ int32_t load_now(const int32_t* address) {
   return value;
 }
 
+// ---- Words that blocks of a grid, or of several, share ----------------------------------------------------
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_relaxed(uint32_t* address, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+// Behind what the thread has written, and what it has seen written.
+__device__ __forceinline__ void add_release(uint32_t* address, uint32_t value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void fence_acquire_release() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
 // ---- sm_90 ------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {

@@ -11,6 +11,6 @@ inline constexpr int kSumsSlot = 2, kRowSumsSlot = 3;  // sm_80 backward: dq in 
 inline constexpr int kPartialSlot = 4;                 // decode and tree: o of partial states
 inline constexpr int kPartialStateSlot = 5;            // their m and l
 inline constexpr int kRotatedSlot = 6;                 // q after rotation
-inline constexpr int kPlanSlot = 7;                    // the tree's lists
+inline constexpr int kProgressSlot = 7;                // which blocks of a tree's grid are done
 
 }  // namespace tessera::attention::cuda

@@ -207,10 +207,12 @@ Status launch_kernel(const tessera::cuda::Launch& launch, const void* kernel, in
   return tessera::cuda::to_status(cudaLaunchKernelExC(&config, kernel, arguments), format("kernel {}", name));
 }
 
-Status launch_combine(tessera::cuda::Launch& launch, const void* kernel, const CombineParams& c) {
-  const int64_t rows = int64_t{c.decode.batch} * c.decode.tokens * c.decode.kv_heads * c.decode.group;
+Status launch_combine(tessera::cuda::Launch& launch, const void* kernel, const DecodeParams& p) {
+  const int64_t rows = int64_t{p.batch} * p.tokens * p.kv_heads * p.group;
+  const int dim = kernel_dim(p.head_dim);
   return launch_kernel(launch, kernel, static_cast<int>((rows + kCombineWarps - 1) / kCombineWarps),
-                       32 * kCombineWarps, 0, true, &c, "decode combine");
+                       32 * kCombineWarps, kCombineWarps * combine_rows(dim) * dim * 4, true, &p,
+                       "decode combine");
 }
 
 Status launch_decode(tessera::cuda::Launch& launch, const AttentionProblem& problem,
@@ -219,11 +221,9 @@ Status launch_decode(tessera::cuda::Launch& launch, const AttentionProblem& prob
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, blocks, kernel.threads, kernel.shared_bytes,
                                         tuning.early, &p, "decode"));
   if (p.may_split == 0) return {};
-  CombineParams c{};
-  c.decode = p;
   return launch_combine(
       launch, combine_kernel_for(problem.dtype, kernel_dim(problem.head_dim), false, has_features(problem)),
-      c);
+      p);
 }
 
 }  // namespace tessera::attention::cuda::steps

@@ -25,7 +25,7 @@ struct DecodeKernel {
   int shared_bytes = 0, threads = 0;
   int most_rows = 0;  // of a piece
 };
-// The one that folds what is handed over (of CombineParams). `dim`: kernel_dim()'s.
+// The one that folds what is handed over (of DecodeParams). `dim`: kernel_dim()'s.
 const void* combine_kernel_for(DType dtype, int dim, bool listed, bool features);
 
 // What a step over a cache can do; the fields of the host alone.
@@ -62,7 +62,7 @@ TokenRows<std::remove_pointer_t<Pointer>> rows_of(const Strided<Pointer>& rows) 
 // no such launches.
 Status launch_kernel(const tessera::cuda::Launch& launch, const void* kernel, int blocks, int threads,
                      int shared_bytes, bool dependent, const void* params, const char* name);
-Status launch_combine(tessera::cuda::Launch& launch, const void* kernel, const CombineParams& params);
+Status launch_combine(tessera::cuda::Launch& launch, const void* kernel, const DecodeParams& params);
 // set_division()'s grid of a decode, and its combine where rows may be split.
 Status launch_decode(tessera::cuda::Launch& launch, const AttentionProblem& problem,
                      const DecodeKernel& kernel, const DecodeTuning& tuning, DecodeParams& params);

@@ -39,6 +39,30 @@ struct TokenRows {
 
 inline constexpr int kMostBlocks = 160;  // of a tree's grid: no sm_90 has more multiprocessors
 
+// Partials of a (token, kv head), for the tree: entries [first, first + count) of the list, none when its o
+// is written already. A length outside [least, most] is not what was planned: NaN is written.
+struct alignas(16) TokenPartials {
+  int32_t first, count;
+  int32_t least, most;
+};
+
+// In the order of the keys; there when the sequence is longer than first_key.
+struct alignas(16) PartialEntry {
+  int32_t row;  // of the group's first head; the sign bit: it continues the segment of the entry before
+  int32_t first_key;
+  int32_t block;  // of the grid, which hands it over
+  int32_t unused;
+};
+inline constexpr PartialEntry kNoPartial = {0, INT32_MAX, 0, 0};
+
+// How many warps of a block have handed over everything. A block sets its own to 0 before it lets combine
+// start, which begins with a row when the blocks that have parts of it are done. In a sector of its own: many
+// ask.
+struct alignas(32) BlockProgress {
+  uint32_t warps;
+};
+inline constexpr uint32_t kHandingWarps = 8;  // of a block
+
 struct RowFeatures {
   int32_t causal;
   int32_t window_left, window_right;  // -1: none
@@ -113,34 +137,21 @@ struct DecodeParams {
 
   int32_t piece_first[kMostBlocks + 1];  // of the tree
 
+  // Tree: what each row folds. Decode: null, the partials follow from the lengths.
+  const TokenPartials* partials;  // [token][kv_head]
+  const PartialEntry* entries;
+  int32_t entry_stride;  // lists begin at multiples of it, filled up with entries that are never there; or 0
+  BlockProgress* progress;  // [blocks of the grid]; null: combine waits for the whole kernel
+
   // Of kernels that copy rows themselves: batch_stride between blocks, row_stride between slots.
   TokenRows<const void> k, v;
   int32_t num_blocks;
 };
 
-// ---- Combine
-
 inline constexpr int kCombineWarps = 4;
-
-// Partials of a (token, kv head), for the tree: entries [first, first + count) of the list, none when its o
-// is written already. A length outside [least, most] is not what was planned: NaN is written.
-struct alignas(16) TokenPartials {
-  int32_t first, count;
-  int32_t least, most;
-};
-
-// In the order of the keys; there when the sequence is longer than first_key.
-struct alignas(8) PartialEntry {
-  int32_t row;  // of the group's first head; the sign bit: it continues the segment of the entry before
-  int32_t first_key;
-};
-
-struct CombineParams {
-  DecodeParams decode;
-  // Tree; null: the partials follow from the lengths.
-  const TokenPartials* tokens;  // [token][kv_head]
-  const PartialEntry* entries;
-  int32_t entry_stride;  // lists begin at multiples of it, filled up with entries that are never there; or 0
-};
+// Partials that a warp of combine has on their way at once.
+constexpr int combine_rows(int dim) {
+  return dim > 128 ? 8 : 16;
+}
 
 }  // namespace tessera::attention::cuda::steps

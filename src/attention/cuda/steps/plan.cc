@@ -21,9 +21,9 @@ constexpr double kShorterAdds = 0.25;
 // into a warpgroup's, the rest reads the same tiles once more, from L2.
 constexpr double kSecondKernelCost = 1.0;
 constexpr double kBothWarpgroupsCost = 0.35;
-constexpr double kSecondReadCost = 0.4;
+constexpr double kSecondReadCost = 0.3;
 // Longer pieces have to be better by so much: what they last longer at the end is not in the model.
-constexpr double kClearlyBetter = 0.99;
+constexpr double kClearlyBetter = 0.97;
 
 constexpr int32_t kWarpgroupRows = 64;
 
@@ -79,6 +79,7 @@ class Planner {
                                                                           : "sequence by sequence");
     if (!pays && options_.sharing == TreeSharing::when_it_pays) return apart();
     work_.shares = true;
+    work_.has_tails = std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.tail; });
     take(std::move(best));
     return std::move(work_);
   }
@@ -365,10 +366,13 @@ class Planner {
   // What each (token, kv head) folds, read off the pieces in the order of their units.
   void list_partials() {
     struct Handed {
-      int32_t unit, row;
+      int32_t unit, row, block;
     };
     std::vector<std::vector<Handed>> handed(sequences_.size() * size_t(kv_heads_));
-    for (const Piece& piece : work_.pieces) {
+    int32_t block = 0;
+    for (size_t i = 0; i < work_.pieces.size(); ++i) {
+      const Piece& piece = work_.pieces[i];
+      while (int32_t(i) >= work_.piece_first[size_t(block) + 1]) ++block;
       if (piece.partial < 0) continue;
       const int32_t apart_end = (piece.flags & kPieceApart) != 0 ? piece.end_unit
                                 : (piece.flags & kPieceCutBefore) != 0
@@ -379,7 +383,7 @@ class Planner {
         for (int32_t t = 0; t < piece.rows / group_; ++t) {
           const int32_t token = work_.tokens[size_t(piece.first_token + t)];
           handed[size_t(token) * size_t(kv_heads_) + size_t(piece.kv_head)].push_back(
-              {unit, piece.partial + (unit - piece.first_unit) * piece.partial_stride + t * group_});
+              {unit, piece.partial + (unit - piece.first_unit) * piece.partial_stride + t * group_, block});
         }
       }
     }
@@ -393,7 +397,7 @@ class Planner {
     const bool padded = handed.size() * most <= 4 * all + 4096;
     if (padded) work_.entry_stride = static_cast<int32_t>(most);
     for (size_t i = 0; i < handed.size(); ++i) {
-      if (padded) work_.entries.resize(i * most, {0, INT32_MAX});
+      if (padded) work_.entries.resize(i * most, kNoPartial);
       std::vector<Handed>& list = handed[i];
       std::sort(list.begin(), list.end(), [](const Handed& a, const Handed& b) { return a.unit < b.unit; });
       const size_t token = i / size_t(kv_heads_);
@@ -404,11 +408,11 @@ class Planner {
       for (const Handed& h : list) {
         const bool continues = h.unit / kSegmentUnits == segment;
         segment = h.unit / kSegmentUnits;
-        work_.entries.push_back(
-            {continues ? static_cast<int32_t>(uint32_t(h.row) | 0x80000000u) : h.row, h.unit * kUnit});
+        work_.entries.push_back({continues ? static_cast<int32_t>(uint32_t(h.row) | 0x80000000u) : h.row,
+                                 h.unit * kUnit, h.block, 0});
       }
     }
-    if (padded) work_.entries.resize(handed.size() * most, {0, INT32_MAX});
+    if (padded) work_.entries.resize(handed.size() * most, kNoPartial);
   }
 
   std::span<const TreeSequence> sequences_;

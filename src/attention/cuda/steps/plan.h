@@ -51,7 +51,8 @@ struct TreeReads {       // tiles of one kv head
 };
 
 struct TreeWork {
-  bool shares = false;  // nothing shared: use decode(), all else here is empty
+  bool shares = false;     // nothing shared: use decode(), all else here is empty
+  bool has_tails = false;  // sequences that have something of their own, too
   std::vector<Piece> pieces;
   std::vector<int32_t> piece_first;     // [blocks + 1]
   std::vector<int32_t> tokens;          // rows of pieces: token ids

@@ -106,18 +106,23 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   p.pieces = next(work_.pieces);
   std::copy(work_.piece_first.begin(), work_.piece_first.end(), p.piece_first);
   p.token_list = next(work_.tokens);
-  CombineParams c{};
-  c.tokens = next(work_.partials);
-  c.entries = next(work_.entries);
-  c.entry_stride = work_.entry_stride;
+  p.partials = next(work_.partials);
+  p.entries = next(work_.entries);
+  p.entry_stride = work_.entry_stride;
   TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, kernel_dim(problem_.head_dim), p));
-  const bool features = has_features(problem_);
+  // Where all ends at once there is nothing to begin with earlier.
+  if (on_hopper_ && work_.has_tails) {
+    TESSERA_ASSIGN_OR_RETURN(
+        void* const progress,
+        launch.workspace.get(kProgressSlot, kMostBlocks * sizeof(BlockProgress), launch.stream));
+    p.progress = static_cast<BlockProgress*>(progress);
+  }
   const DecodeKernel kernel = kernel_for(on_hopper_, problem_);
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, options_.blocks, kernel.threads,
                                         kernel.shared_bytes, true, &p, "tree"));
-  c.decode = p;
-  return launch_combine(launch,
-                        combine_kernel_for(problem_.dtype, kernel_dim(problem_.head_dim), true, features), c);
+  return launch_combine(
+      launch, combine_kernel_for(problem_.dtype, kernel_dim(problem_.head_dim), true, has_features(problem_)),
+      p);
 }
 
 }  // namespace tessera::attention::cuda::steps

@@ -38,14 +38,18 @@ struct alignas(16) WaveTile {
 };
 
 // Shared memory of a block.
-template <int kDim, int kGroups>
+template <int kHeadDim, int kGroups, bool kSmallBoxes>
 struct DecodeShared {
+  static constexpr int kDim = kHeadDim;
   static constexpr int kTileBytes = kTile * kDim * 2;
   static constexpr int kStageBytes = 2 * kTileBytes;  // K, then V
   static constexpr int kMergeStride = kDim + 4;       // floats: accumulators are stored without conflicts
   static constexpr int kStages = kDim == 64    ? (kGroups == 1 ? 10 : 8)
-                                 : kDim == 128 ? (kGroups == 1 ? 5 : 4)
+                                 : kDim == 128 ? (kGroups == 1 && !kSmallBoxes ? 5 : 4)
                                                : 2;
+  // Of the first wave: tiles that come into L2, and tiles that are loaded before the guess is looked at
+  // again.
+  static constexpr int kNear = kStages < 4 ? kStages : 4, kAtOnce = 2;
 
   alignas(1024) unsigned char stage[kStages][kStageBytes];
   // The warps' states of a wave, and those that go on from wave to wave (segment, row); in wide waves the

@@ -37,7 +37,7 @@ namespace tessera::attention::cuda::sm90 {
 // kSmallBoxes: tiles are four boxes of 16 whole rows instead of panels of 64 rows.
 template <typename T, int kDim, int kGroups, bool kListed, bool kFeatures, bool kWide, bool kSmallBoxes>
 struct Consumer {
-  using Shared = DecodeShared<kDim, kGroups>;
+  using Shared = DecodeShared<kDim, kGroups, kSmallBoxes>;
   static constexpr int kSteps = kDim / 16;
   static constexpr uint32_t kPanelBytes = (kSmallBoxes ? 16 : kTile) * 128;       // from panel to panel
   static constexpr uint32_t kSliceBytes = kSmallBoxes ? kDim / 64 * 2048 : 2048;  // from 16 rows to the next
@@ -172,7 +172,7 @@ struct Consumer {
 template <typename T, int kDim, int kGroups, bool kListed, bool kFeatures, bool kWide, bool kSmallBoxes>
 __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     decode_kernel(const __grid_constant__ DecodeParams p) {
-  using Shared = DecodeShared<kDim, kGroups>;
+  using Shared = DecodeShared<kDim, kGroups, kSmallBoxes>;
   extern __shared__ __align__(1024) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
@@ -227,18 +227,18 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
     if (warp == kConsumers) {
       if (!guesses) {
         dependency_wait();
-        dependency_launch();
+        if constexpr (!kListed) dependency_launch();
         pieces.bring_table_near();
         if (lane == 0) shared.guess_was_right = 1;
         arrive_as_warp(shared_address(&shared.verdict), lane);
       }
       pieces.begin(asked);
-      Producer<kDim, kGroups, kListed, kWide, kFeatures> producer{p, shared, lane};
+      Producer<Shared, kListed, kWide, kFeatures> producer{p, shared, lane};
       producer.run(pieces, guesses, cached, cached_sequence);
     } else if (warp == kConsumers + 1) {
       dependency_wait();
-      dependency_launch();
-      copy_values<kDim, kGroups, kListed, kFeatures>(p, shared, lane);
+      if constexpr (!kListed) dependency_launch();
+      copy_values<Shared, kListed, kFeatures>(p, shared, lane);
     }
     return;
   }
@@ -254,17 +254,34 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
   }
   if constexpr (!kFeatures) {
     // While the kernels ahead end: the first tiles, a warp each.
-    if (guesses && warp < Shared::kStages) {
+    if (guesses && warp < Shared::kNear) {
       mbarrier_wait(shared_address(&shared.wave_full[0]), 0);
       if (warp < shared.wave[0].tiles) {
-        Copier<kDim, kGroups, kListed, kFeatures>{p, shared, lane}.bring_near(0, warp);
+        Copier<Shared, kListed, kFeatures>{p, shared, lane}.bring_near(0, warp);
       }
     }
   }
   dependency_wait();
-  dependency_launch();
+  if constexpr (!kListed) {
+    dependency_launch();
+  } else if (warp == 0 && lane == 0) {
+    if (p.progress != nullptr) {
+      store_relaxed(&p.progress[blockIdx.x].warps, 0);
+      fence_acquire_release();  // who starts then finds it
+    }
+    dependency_launch();
+  }
   Consumer<T, kDim, kGroups, kListed, kFeatures, kWide, kSmallBoxes> consumer{p, shared, lane, warp};
   consumer.run();
+  if constexpr (kListed) {
+    static_assert(kConsumers == kHandingWarps);
+    if (p.progress != nullptr) {
+      __syncwarp();
+      int thread;  // read again: nothing is kept for it meanwhile
+      asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+      if (thread % 32 == 0) add_release(&p.progress[blockIdx.x].warps, 1);
+    }
+  }
 }
 
 }  // namespace tessera::attention::cuda::sm90

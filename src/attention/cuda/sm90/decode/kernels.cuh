@@ -11,7 +11,7 @@ DecodeKernel lengths_kernel() {
   DecodeKernel found;
   found.kernel =
       reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, false, kFeatures, false, kSmallBoxes>);
-  found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups>));
+  found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups, kSmallBoxes>));
   found.threads = kDecodeThreads;
   found.most_rows = 8 * kGroups;
   return found;
@@ -41,7 +41,7 @@ DecodeKernel listed_kernel() {
   DecodeKernel found;
   found.kernel =
       reinterpret_cast<const void*>(&decode_kernel<T, kDim, kGroups, true, kFeatures, kWide, false>);
-  found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups>));
+  found.shared_bytes = static_cast<int>(sizeof(DecodeShared<kDim, kGroups, false>));
   found.threads = kWide ? kWideThreads : kDecodeThreads;
   found.most_rows = kWide ? 2 * kWideRows : 8 * kGroups;
   return found;

@@ -17,9 +17,9 @@ __device__ __forceinline__ uint64_t policy_evict_normal() {
 
 // Issues the copies of tiles, in order, into the stages of the ring. kAnyDim: the maps are row_map()'s, a box
 // a panel.
-template <int kDim, int kGroups, bool kListed, bool kAnyDim>
+template <typename Shared, bool kListed, bool kAnyDim>
 struct Copier {
-  using Shared = DecodeShared<kDim, kGroups>;
+  static constexpr int kDim = Shared::kDim;
   static constexpr int kPanels = kDim / 64;
   const DecodeParams& p;
   Shared& shared;
@@ -102,9 +102,8 @@ struct Copier {
   }
 };
 
-template <int kDim, int kGroups, bool kListed, bool kWide, bool kAnyDim>
+template <typename Shared, bool kListed, bool kWide, bool kAnyDim>
 struct Producer {
-  using Shared = DecodeShared<kDim, kGroups>;
   const DecodeParams& p;
   Shared& shared;
   const int lane;
@@ -126,7 +125,7 @@ struct Producer {
   // `cached`: lane i's block of key i * kTile of sequence `cached_sequence`.
   template <typename Pieces>
   __device__ __forceinline__ void run(Pieces& pieces, bool guesses, int32_t cached, int32_t cached_sequence) {
-    Copier<kDim, kGroups, kListed, kAnyDim> copier{p, shared, lane};
+    Copier<Shared, kListed, kAnyDim> copier{p, shared, lane};
     const int boxes = p.box_rows == kTile ? 1 : kTile >> (31 - __clz(p.box_rows));
     for (uint32_t wave = 0;; ++wave) {
       const Gathered found = gather(pieces);
@@ -197,7 +196,7 @@ struct Producer {
       if (was_guess) {
         guesses = false;
         dependency_wait();
-        dependency_launch();
+        if constexpr (!kListed) dependency_launch();
         asked = pieces.ask();
         if (boxes == 1) block_now = looked.block(p, 0, true);
       }
@@ -206,7 +205,7 @@ struct Producer {
         mbarrier_arrive(shared_address(&shared.v_full[slot][lane]));
       }
       int next = 0;
-      const int at_once = was_guess ? min(all_tiles, Shared::kStages) : all_tiles;
+      const int at_once = was_guess ? min(all_tiles, Shared::kAtOnce) : all_tiles;
       for (; next < at_once; ++next) copier.template copy<0>(slot, next);
       if (was_guess) {
         bool same = block_now == block || !exists || boxes > 1;
@@ -306,10 +305,9 @@ struct Producer {
 };
 
 // The warp that copies V, wave by wave behind the producer.
-template <int kDim, int kGroups, bool kListed, bool kAnyDim>
-__device__ __forceinline__ void copy_values(const DecodeParams& p, DecodeShared<kDim, kGroups>& shared,
-                                            int lane) {
-  Copier<kDim, kGroups, kListed, kAnyDim> copier{p, shared, lane};
+template <typename Shared, bool kListed, bool kAnyDim>
+__device__ __forceinline__ void copy_values(const DecodeParams& p, Shared& shared, int lane) {
+  Copier<Shared, kListed, kAnyDim> copier{p, shared, lane};
   for (uint32_t wave = 0;; ++wave) {
     const uint32_t slot = wave % kWaveSlots;
     mbarrier_wait(shared_address(&shared.wave_full[slot]), (wave / kWaveSlots) & 1);

@@ -29,6 +29,9 @@ inline void near_in_l2(const int32_t*) {}
 inline int32_t load_now(const int32_t* address) {
   return *address;
 }
+inline uint32_t load_acquire(const uint32_t* address) {
+  return *address;
+}
 inline void dependency_wait() {}
 inline void dependency_launch() {}
 
