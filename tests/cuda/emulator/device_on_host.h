@@ -97,7 +97,7 @@ inline bool __all_sync(unsigned mask, bool x) {
 inline bool __any_sync(unsigned mask, bool x) {
   return __ballot_sync(mask, x) != 0;
 }
-inline void __syncwarp() {
+inline void __syncwarp(unsigned = ~0u) {
   emulator::show({});
 }
 inline void __syncthreads() {
