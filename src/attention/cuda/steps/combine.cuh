@@ -92,15 +92,11 @@ struct CombinedRow {
     t = token - batch * p.tokens;
   }
 
-  // Where the lane's part of its o goes.
-  template <int kDim>
-  __device__ __forceinline__ char* place(const DecodeParams& p, int lane) const {
-    return static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
-                                               head * p.o.head_stride + lane * kLaneValues<kDim>);
-  }
   template <typename T, int kDim, bool kFeatures>
-  __device__ __forceinline__ void write(const DecodeParams& p, int lane, char* to,
+  __device__ __forceinline__ void write(const DecodeParams& p, int lane,
                                         const RowState<kLaneValues<kDim>>& row) const {
+    char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
+                                                   head * p.o.head_stride + lane * kLaneValues<kDim>);
     if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) store_rounded<T>(to, row.o, row.inverse());
     if (p.lse != nullptr && lane == 0) {
       p.lse[(int64_t{batch} * p.kv_heads * p.group + head) * p.tokens + t] = row.lse();
@@ -128,7 +124,6 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
   extern __shared__ __align__(16) unsigned char combine_memory[];
   float* const buffers = reinterpret_cast<float*>(combine_memory);
   PartialFold<kDim> fold(p, lane, buffers + static_cast<int>(threadIdx.x) / 32 * combine_rows(kDim) * kDim);
-  char* const to = in.template place<kDim>(p, lane);
   // The lengths are final: the kernel that this one depends on let it start after waiting for all before.
   if constexpr (kListed) {
     TokenPartials mine{0, 0, 0, 0};
@@ -142,7 +137,6 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     }
     const auto load = [&](int at) { return at < mine.count ? p.entries[mine.first + at] : kNone; };
     if (p.entry_stride == 0) entry = load(lane);
-    const bool is_planned = keys >= mine.least && keys <= mine.most;
     if (p.progress == nullptr || mine.count == 0) wait_for_kernels_before();
     if (mine.count == 0) return;  // there is no such row, or its block has written it
     for (int first = 0;;) {
@@ -155,7 +149,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
       entry = load(first + lane);
     }
     fold.row.fold(fold.segment);
-    if (!is_planned) fold.row.l = __int_as_float(0x7fffffff);
+    if (keys < mine.least || keys > mine.most) fold.row.l = __int_as_float(0x7fffffff);
   } else {
     const Schedule<kFeatures> schedule(Lengths{p, nullptr}, lane);
     if (!schedule.split || !in.exists) {
@@ -205,7 +199,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
     }
     fold.row.fold(fold.segment);
   }
-  in.template write<T, kDim, kFeatures>(p, lane, to, fold.row);
+  in.template write<T, kDim, kFeatures>(p, lane, fold.row);
   if (kListed && p.progress != nullptr)
     wait_for_kernels_before();  // who waits for this kernel waits for those
 }
