@@ -11,11 +11,14 @@
 #include "tests/cuda/support/hold.cuh"
 #include "tests/cuda/support/late_writer.cuh"
 #include "tests/cuda/support/paged_case.cuh"
+#include "tests/cuda/support/step_case.cuh"
 
 namespace tessera::attention::cuda::sm90 {
 namespace {
 
 using cuda_test::DeviceBuffer;
+using cuda_test::expect_same_bits;
+using cuda_test::expect_same_lse;
 using cuda_test::OracleFeatures;
 using cuda_test::PagedCase;
 using cuda_test::PagedShape;
@@ -95,36 +98,23 @@ class Tree : public ::testing::Test {
     auto unshared = TreePlan::create(*launch_, problem, sequences, shape.page, apart);
     ASSERT_TRUE(unshared.ok());
     attend(c, *unshared);
-    expect_bits(c, want, name + ": bits without sharing");
-    EXPECT_EQ(c.output_lse(), want_lse) << name << ": lse without sharing";
+    expect_same_bits(c.output(), want, c.shape, name + ": bits without sharing");
+    expect_same_lse(c.output_lse(), want_lse, name + ": lse without sharing");
     TreePlanOptions any_device = always;
     any_device.for_any_device = true;
     auto by_sm80 = TreePlan::create(*launch_, problem, sequences, shape.page, any_device);
     ASSERT_TRUE(by_sm80.ok()) << by_sm80.status().message();
     attend(c, *by_sm80);
-    expect_bits(c, want, name + ": bits of the kernels for every device");
+    expect_same_bits(c.output(), want, c.shape, name + ": bits of the kernels for every device");
     for (const int units : {1, 2, 4, 8}) {
       TreePlanOptions options = always;
       options.shared_units = units;
       auto other = TreePlan::create(*launch_, problem, sequences, shape.page, options);
       ASSERT_TRUE(other.ok());
       attend(c, *other);
-      expect_bits(c, want, name + ": bits in shared pieces of " + std::to_string(units) + " units");
+      expect_same_bits(c.output(), want, c.shape,
+                       name + ": bits in shared pieces of " + std::to_string(units) + " units");
     }
-  }
-  void expect_bits(const PagedCase& c, const std::vector<uint16_t>& want, const std::string& name) {
-    const auto got = c.output();
-    size_t differ = 0, first = 0;
-    for (size_t i = want.size(); i-- > 0;) {
-      if (got[i] == want[i]) continue;
-      first = i;
-      ++differ;
-    }
-    const auto row = first / size_t(c.shape.head_dim);
-    EXPECT_EQ(differ, 0u) << name << ": " << differ << " of " << want.size() << " differ, first sequence "
-                          << row / size_t(c.shape.heads) << " head " << row % size_t(c.shape.heads) << " d "
-                          << first % size_t(c.shape.head_dim) << ": " << std::hex << got[first] << " for "
-                          << want[first];
   }
   // NaN in K and V of the keys that every sequence which shares them hides.
   static void spoil(PagedCase& c, const std::vector<int32_t>& leftpad) {
@@ -255,7 +245,7 @@ TEST_F(Tree, OtherKernelsMayHoldMultiprocessors) {
     hold.end_in(std::chrono::milliseconds(2));
     const Status done = launch_->stream.synchronize();
     ASSERT_TRUE(done.ok()) << done.message();
-    expect_bits(c, want, std::to_string(held) + " multiprocessors held");
+    expect_same_bits(c.output(), want, c.shape, std::to_string(held) + " multiprocessors held");
   }
 }
 
