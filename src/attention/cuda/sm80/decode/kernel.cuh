@@ -36,8 +36,8 @@ namespace tessera::attention::cuda::sm80 {
 
 // ---- Planner ----------------------------------------------------------------------------------------------
 
-// Of the whole block. The planner's lanes may have come by different ways, which ptxas does not see: it leaves
-// out a __syncwarp() whose mask it knows, and lanes would meet the barrier apart.
+// Of the whole block. The planner's lanes may have come by different ways, which ptxas does not see: it
+// leaves out a __syncwarp() whose mask it knows, and lanes would meet the barrier apart.
 __device__ __forceinline__ void sync_block() {
   unsigned before = 0, others = ~0u;
 #ifdef __CUDA_ARCH__
