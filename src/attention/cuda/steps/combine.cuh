@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps, 1)
   if constexpr (kListed) {
     TokenPartials mine{0, 0, 0, 0};
     int32_t keys = 0;
-    constexpr PartialEntry kNone = kNoPartial;
+    constexpr PartialEntry kNone = kNoPartial;  // the host's object has no address here
     PartialEntry entry = kNone;
     if (in.exists) {
       if (lane < p.entry_stride) entry = p.entries[int64_t{in.pair} * p.entry_stride + lane];

@@ -26,15 +26,6 @@
 
 namespace tessera::attention::cuda::sm80 {
 
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
-  uint32_t x;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
-  return x;
-}
-__device__ __forceinline__ void add_release(uint32_t* to, uint32_t x) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
-}
-
 // From sm_90 on the L2 adds dq, which saves the reading of the sums so far.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 inline constexpr bool kAddsInMemory = true;

@@ -3,9 +3,8 @@
 //
 // The planner turns pieces into waves of units, two waves ahead. Pieces of up to 8 rows are walked apart:
 // each warp takes a unit, then the wave's states are folded in order through shared memory, warp w taking
-// rows w, w
-// + kWarps, ... Pieces of more rows are walked together: every warp holds 8 of the rows, all copy and read
-// the same stages, and each folds its rows in registers.
+// rows w, w + kWarps, ... Pieces of more rows are walked together: every warp holds 8 of the rows, all copy
+// and read the same stages, and each folds its rows in registers.
 //
 // A stage holds a slice: 16 keys of K or of V, in the order in which a tile uses them: four of K, four of V.
 // Copies run up to a ring of stages ahead, across units and waves.
@@ -15,10 +14,9 @@
 //  2. Slice i of a ring is one cp.async group and lies in stage i % stages. A stage is written again only
 //     behind a barrier of the ring's warps that follows its last read.
 //  3. Keys that no row sees (from end_key on, before leftpad or every window) and columns from head_dim on
-//  are
-//     0 in shared memory and are not read from the cache.
-//  4. Wave w is planned in slot w % 4 while the walkers are in wave w - 2, fold w - 3 and have done with w
-//  - 4.
+//     are 0 in shared memory and are not read from the cache.
+//  4. Wave w is planned in slot w % 4 while the walkers are in wave w - 2, fold w - 3 and are through with
+//     w - 4.
 //  5. `merge` is written between the two barriers of a wave that is walked apart and read until the first
 //     barrier of the next; a wave that is walked together uses a warp's own part of it, behind a barrier
 //     where modes change.
