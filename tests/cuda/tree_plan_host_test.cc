@@ -102,6 +102,10 @@ class Walk {
     }
     ASSERT_EQ(p.rows % c_.group, 0);
     ASSERT_LE(p.rows, c_.options.most_rows);
+    if ((p.flags & kPieceHalves) != 0) {
+      ASSERT_GE(p.end_unit - p.first_unit, 2);
+      ASSERT_LE(p.end_unit, (p.first_unit / kSegmentUnits + 1) * kSegmentUnits);
+    }
     Segments whole;
     std::vector<int> segment;
     for (int32_t unit = p.first_unit; unit < p.end_unit; ++unit) {

@@ -23,7 +23,7 @@ constexpr double kSecondKernelCost = 1.0;
 constexpr double kBothWarpgroupsCost = 0.35;
 constexpr double kSecondReadCost = 0.3;
 // Longer pieces have to be better by so much: what they last longer at the end is not in the model.
-constexpr double kClearlyBetter = 0.97;
+constexpr double kClearlyBetter = 1.0;
 
 constexpr int32_t kWarpgroupRows = 64;
 
@@ -234,7 +234,7 @@ class Planner {
       work_.explanation +=
           format("shared pieces of {} units, {} rows: longest block {:.1f} tiles, fair share {:.1f}\n", units,
                  rows, c.makespan, fair);
-      if (best.units == 0 || c.makespan < best.makespan * kClearlyBetter) best = std::move(c);
+      if (best.units == 0 || c.makespan < best.makespan - kClearlyBetter) best = std::move(c);
     }
     best.cost = best.makespan + (rows <= kWarpgroupRows ? kSecondReadCost * again : 0.0);
     return best;
@@ -266,9 +266,14 @@ class Planner {
     piece.partial_stride = part.rows;
     // A run that begins inside a segment finds that segment begun by another piece, too.
     piece.flags = (from > part.start ? kPieceCutBefore : 0) | (part.tail ? 0 : kPieceShared);
-    // Rows of one warpgroup in one segment: apart, so that the other can take half of it.
-    if (!part.tail && part.rows > 8 && part.rows <= kWarpgroupRows && to - from <= kSegmentUnits)
-      piece.flags |= kPieceApart;
+    // Rows of one warpgroup in one segment: the other can take half of it, and folds both where the segment
+    // begins here.
+    if (!part.tail && part.rows > 8 && part.rows <= kWarpgroupRows &&
+        to <= (from / kSegmentUnits + 1) * kSegmentUnits) {
+      const bool begins = from == part.start || from % kSegmentUnits == 0;
+      if (!begins) piece.flags |= kPieceApart;
+      if (begins && to - from > 1) piece.flags |= kPieceHalves;
+    }
     return piece;
   }
 

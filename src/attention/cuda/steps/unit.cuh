@@ -23,6 +23,7 @@ inline constexpr int32_t kUnitStartsRow = 4;  // with ends: the segment is the r
 inline constexpr int32_t kUnitApart = 8;      // with ends: the segment's state is handed over
 inline constexpr int32_t kUnitEndsRow = 16;   // o is written
 inline constexpr int32_t kUnitEach = 32;  // of several units each goes over, partial_stride behind the last
+inline constexpr int32_t kUnitHalves = 64;  // the wave's two tasks are one segment
 
 // Up to which unit of a piece each goes over apart: behind a cut inside a segment the rest of that segment,
 // and all of a piece that says so.
@@ -52,7 +53,8 @@ __device__ __forceinline__ UnitEntry unit_entry(const Piece& piece, int32_t unit
   const bool ends = apart || last || unit % kSegmentUnits == kSegmentUnits - 1;
   e.flags = (unit == start ? kUnitStartsSegment : 0) | (ends ? kUnitEndsSegment : 0);
   if (piece.partial >= 0) {
-    e.flags |= kUnitApart | (apart && count > 1 ? kUnitEach : 0);
+    e.flags |= kUnitApart | (apart && count > 1 ? kUnitEach : 0) |
+               ((piece.flags & kPieceHalves) != 0 ? kUnitHalves : 0);
     e.partial_stride = piece.partial_stride;
     e.partial = piece.partial + (start - piece.first_unit) * piece.partial_stride;
   } else {

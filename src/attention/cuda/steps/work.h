@@ -52,6 +52,7 @@ struct alignas(16) Piece {
 };
 inline constexpr int32_t kPieceCutBefore = 1;  // the segment of first_unit begins in another piece
 inline constexpr int32_t kPieceShared = 2;     // other blocks of the grid read the same keys soon
-inline constexpr int32_t kPieceApart = 4;  // each unit is handed over, so that several can walk them at once
+inline constexpr int32_t kPieceApart = 4;   // each unit is handed over, so that several can walk them at once
+inline constexpr int32_t kPieceHalves = 8;  // of one segment, which it begins: two can walk half of it each
 
 }  // namespace tessera::attention::cuda::steps

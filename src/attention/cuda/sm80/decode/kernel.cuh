@@ -34,16 +34,13 @@ namespace tessera::attention::cuda::sm80 {
 
 // ---- Planner ----------------------------------------------------------------------------------------------
 
-// Of the whole block. The planner's lanes may have come by different ways, which ptxas does not see: it
-// leaves out a __syncwarp() whose mask it knows, and lanes would meet the barrier apart.
+// Of the whole block. Planner and walkers come to it at different places, which __syncthreads() does not allow.
 __device__ __forceinline__ void sync_block() {
-  unsigned before = 0, others = ~0u;
 #ifdef __CUDA_ARCH__
-  asm volatile("mov.u32 %0, %%lanemask_lt;" : "=r"(before));
-  asm volatile("mov.u32 %0, %%lanemask_ge;" : "=r"(others));
-#endif
-  __syncwarp(before | others);
+  asm volatile("barrier.sync 0;" ::: "memory");
+#else
   __syncthreads();
+#endif
 }
 
 template <typename T, int kDim, bool kListed, bool kFeatures, typename Pieces>

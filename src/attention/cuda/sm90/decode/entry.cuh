@@ -80,6 +80,11 @@ struct DecodeShared {
     static_assert(sizeof(merge) + sizeof(running) >= 2 * 64 * kDim * sizeof(float));
     return reinterpret_cast<float4*>(merge) + warpgroup * (64 * kDim / 4);
   }
+  // (m, l) of 64 rows.
+  __device__ __forceinline__ float2* wide_segment_ml(int warpgroup) {
+    static_assert(sizeof(merge_ml) >= 64 * sizeof(float2) && sizeof(running_ml) >= 64 * sizeof(float2));
+    return warpgroup == 0 ? &merge_ml[0][0] : &running_ml[0][0];
+  }
 };
 
 __device__ __forceinline__ void mbarrier_arrive_many(uint32_t barrier, uint32_t arrivals) {

@@ -254,9 +254,9 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kDecodeThreads, 1)
   }
   if constexpr (!kFeatures) {
     // While the kernels ahead end: the first tiles, a warp each.
-    if (guesses && warp < Shared::kNear) {
+    if (guesses && (kListed || warp < Shared::kNear)) {
       mbarrier_wait(shared_address(&shared.wave_full[0]), 0);
-      if (warp < shared.wave[0].tiles) {
+      if (warp < shared.wave[0].tiles && (warp < Shared::kNear || shared.wave[0].mode < kWaveWide)) {
         Copier<Shared, kListed, kFeatures>{p, shared, lane}.bring_near(0, warp);
       }
     }

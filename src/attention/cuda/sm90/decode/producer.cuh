@@ -263,9 +263,11 @@ struct Producer {
       if (found.units == 0) found.mode = its_mode;
       const int room = most_units(found.mode) - found.units;
       if (its_mode != found.mode || room == 0) break;
+      const bool halves = is_wide(its_mode) && (piece.flags & kPieceHalves) != 0;
+      if (halves && unit == piece.first_unit && found.units > 0) break;  // both in one wave
       int taken = 1, count = 1;
       if (is_wide(found.mode)) {
-        count = units_of_task(piece, unit, found.units == 0 && found.mode == kWaveWide);
+        count = units_of_task(piece, unit, halves, found.units == 0 && found.mode == kWaveWide);
       } else {
         taken = min(room, end - unit);
       }
@@ -295,10 +297,10 @@ struct Producer {
   static __device__ __forceinline__ int most_units(int mode) {
     return !is_wide(mode) ? kConsumers >> mode : mode == kWaveWide ? 2 : 1;
   }
-  // Up to the segment's end; of units that go over apart, `half`: as many as leave another warpgroup the
-  // rest.
-  static __device__ __forceinline__ int32_t units_of_task(const Piece& piece, int32_t unit, bool half) {
-    const int32_t apart = apart_end(piece) - unit;
+  // Up to the segment's end; `half` of units that another warpgroup takes the rest of.
+  static __device__ __forceinline__ int32_t units_of_task(const Piece& piece, int32_t unit, bool halves,
+                                                          bool half) {
+    const int32_t apart = (halves ? piece.end_unit : apart_end(piece)) - unit;
     if (apart > 0) return min(kSegmentUnits, half ? (apart + 1) / 2 : apart);
     return min(piece.end_unit, (unit / kSegmentUnits + 1) * kSegmentUnits) - unit;
   }

@@ -5,8 +5,9 @@
 //
 // A task is up to a segment of units for up to 64 rows (or 128: then both warpgroups walk the same tiles).
 // Its units' states are folded into the segment's, which waits in shared memory, each thread's values where
-// only that thread reads them; or every unit's state is handed over (kUnitEach), so that two warpgroups can
-// walk one segment. Runs are whole units, so there is nothing to mask.
+// only that thread reads them; or the warpgroups walk half of a segment each, and the second folds the first's
+// state before its own (kUnitHalves); or every unit's state is handed over (kUnitEach), where the segment
+// begins in another piece. Runs are whole units, so there is nothing to mask.
 #pragma once
 
 #include "attention/cuda/common/tile.cuh"
@@ -20,6 +21,7 @@ template <typename T, int kDim, typename Shared>
 struct WideConsumer {
   static constexpr int kSteps = kDim / 16;
   static constexpr int kValues = kDim / 2;  // of O in a thread
+  static constexpr uint32_t kHalfIsThere = 2, kHalfIsTaken = 3;  // named barriers
   const DecodeParams& p;
   Shared& shared;
   const int lane, warp;  // of the consumers
@@ -43,10 +45,9 @@ struct WideConsumer {
 
     const uint32_t stages = shared_address(shared.stage[0]);
     const int units = e.tiles / kUnitTiles;
-    const bool each = (e.flags & kUnitEach) != 0;
     bool counts = true;
     float o[kValues], s[32];
-    float segment_m[2], segment_l[2], m[2], l[2][2];
+    float m[2], l[2][2];
 #pragma unroll 1
     for (int unit = 0; unit < units; ++unit) {
       m[0] = m[1] = minus_infinity();
@@ -105,30 +106,34 @@ struct WideConsumer {
         mbarrier_wait(shared_address(&shared.verdict), 0);
         counts = shared.guess_was_right != 0;
       }
-      if (each) {
+      // Read where it is needed: the tiles leave no register for it.
+      const int32_t flags = *const_cast<const volatile int32_t*>(&e.flags);
+      if ((flags & kUnitEach) != 0) {
         if (counts) hand_over(e, e.partial + unit * e.partial_stride, first_row, o, m, sum);
         continue;
       }
-      if (unit == 0) {
-        segment_m[0] = m[0], segment_m[1] = m[1];
-        segment_l[0] = sum[0], segment_l[1] = sum[1];
-      } else {
-        fold(segment_m, segment_l, o, m, sum);
+      const bool last = unit == units - 1, halves = (flags & kUnitHalves) != 0;
+      if (halves && last && warpgroup == 1) {
+        take_half(unit > 0, o, m, sum);
+      } else if (unit > 0) {
+        fold(o, m, sum);
       }
-      if (unit == units - 1) {
-        if (counts) hand_over(e, e.partial, first_row, o, segment_m, segment_l);
-      } else {
-        float4* to = mine();
-#pragma unroll
-        for (int i = 0; i < kValues / 4; ++i)
-          to[128 * i] = make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
+      if (!last || (halves && warpgroup == 0)) {
+        keep(o, m, sum);
+        if (last) give_half();
+      } else if (counts) {
+        hand_over(e, e.partial, first_row, o, m, sum);
       }
     }
   }
 
-  // The thread's part of its warpgroup's segment: values 4 i to 4 i + 3 at [128 * i].
-  __device__ __forceinline__ float4* mine() const {
-    return shared.wide_segment(warp / 4) + (warp % 4) * 32 + lane;
+  // The thread's part of a warpgroup's segment: values 4 i to 4 i + 3 at [128 * i].
+  __device__ __forceinline__ float4* segment_of(int warpgroup) const {
+    return shared.wide_segment(warpgroup) + (warp % 4) * 32 + lane;
+  }
+  // (m, l) of its row h.
+  __device__ __forceinline__ float2& segment_ml(int warpgroup, int h) const {
+    return shared.wide_segment_ml(warpgroup)[(warp % 4) * 16 + lane / 4 + 8 * h];
   }
 
   __device__ __forceinline__ void release(uint32_t stage, bool both) const {
@@ -196,27 +201,84 @@ struct WideConsumer {
     }
   }
 
-  // The unit's state into the segment's: o becomes the segment's.
-  __device__ __forceinline__ void fold(float (&segment_m)[2], float (&segment_l)[2], float (&o)[kValues],
-                                       const float (&m)[2], const float (&sum)[2]) const {
-    float keep[2], take[2];
+  // The state is the segment's up to here.
+  __device__ __forceinline__ void keep(const float (&o)[kValues], const float (&m)[2],
+                                       const float (&l)[2]) const {
+    __syncwarp();  // (m, l) of before has been read
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const FoldFactors f = fold_factors(segment_m[h], m[h]);
-      segment_m[h] = f.m;
-      segment_l[h] = __fmaf_rn(sum[h], f.take, __fmul_rn(segment_l[h], f.keep));
-      keep[h] = f.keep;
-      take[h] = f.take;
+      if (lane % 4 == 0) segment_ml(warp / 4, h) = make_float2(m[h], l[h]);
     }
-    const float4* from = mine();
+    float4* to = segment_of(warp / 4);
+#pragma unroll
+    for (int i = 0; i < kValues / 4; ++i)
+      to[128 * i] = make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
+    __syncwarp();
+  }
+
+  // (m, l) and what comes behind it: (m, l) becomes both, the factors are those of their o.
+  static __device__ __forceinline__ FoldFactors fold_sums(float2 before, float& m, float& l) {
+    const FoldFactors f = fold_factors(before.x, m);
+    m = f.m;
+    l = __fmaf_rn(l, f.take, __fmul_rn(before.y, f.keep));
+    return f;
+  }
+
+  // The segment, then the unit's state: that becomes both.
+  __device__ __forceinline__ void fold(float (&o)[kValues], float (&m)[2], float (&l)[2]) const {
+    FoldFactors f[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) f[h] = fold_sums(segment_ml(warp / 4, h), m[h], l[h]);
+    const float4* from = segment_of(warp / 4);
 #pragma unroll
     for (int i = 0; i < kValues / 4; ++i) {
-      const float4 x = from[128 * i];
-      o[4 * i] = __fmaf_rn(o[4 * i], take[0], __fmul_rn(x.x, keep[0]));
-      o[4 * i + 1] = __fmaf_rn(o[4 * i + 1], take[0], __fmul_rn(x.y, keep[0]));
-      o[4 * i + 2] = __fmaf_rn(o[4 * i + 2], take[1], __fmul_rn(x.z, keep[1]));
-      o[4 * i + 3] = __fmaf_rn(o[4 * i + 3], take[1], __fmul_rn(x.w, keep[1]));
+      const float4 x4 = from[128 * i];
+      const float x[4] = {x4.x, x4.y, x4.z, x4.w};
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        o[4 * i + c] = __fmaf_rn(o[4 * i + c], f[c / 2].take, __fmul_rn(x[c], f[c / 2].keep));
     }
+  }
+
+  // The first half of a segment, which this warpgroup has kept, to the one that walks the second.
+  __device__ __forceinline__ void give_half() const {
+    named_barrier_arrive(kHalfIsThere, 32 * kConsumers);
+    named_barrier_sync(kHalfIsTaken, 32 * kConsumers);
+  }
+  // The first half, then a unit that this warpgroup has kept (or none), then the unit's state: that becomes
+  // all.
+  __device__ __forceinline__ void take_half(bool kept, float (&o)[kValues], float (&m)[2],
+                                            float (&l)[2]) const {
+    named_barrier_sync(kHalfIsThere, 32 * kConsumers);
+    FoldFactors first[2], second[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float2 ml = segment_ml(0, h);
+      first[h] = {0.0f, 0.0f, 0.0f};
+      if (kept) {
+        float2 next = segment_ml(1, h);
+        first[h] = fold_sums(ml, next.x, next.y);
+        ml = next;
+      }
+      second[h] = fold_sums(ml, m[h], l[h]);
+    }
+    const float4 *half = segment_of(0), *unit = segment_of(1);
+#pragma unroll
+    for (int i = 0; i < kValues / 4; ++i) {
+      const float4 x4 = half[128 * i];
+      float x[4] = {x4.x, x4.y, x4.z, x4.w};
+      if (kept) {
+        const float4 y4 = unit[128 * i];
+        const float y[4] = {y4.x, y4.y, y4.z, y4.w};
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          x[c] = __fmaf_rn(y[c], first[c / 2].take, __fmul_rn(x[c], first[c / 2].keep));
+      }
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        o[4 * i + c] = __fmaf_rn(o[4 * i + c], second[c / 2].take, __fmul_rn(x[c], second[c / 2].keep));
+    }
+    named_barrier_arrive(kHalfIsTaken, 32 * kConsumers);
   }
 
   __device__ __forceinline__ void hand_over(const UnitEntry& e, int64_t partial, int first_row,
