@@ -22,7 +22,7 @@ inline constexpr int32_t kUnitEndsSegment = 2;
 inline constexpr int32_t kUnitStartsRow = 4;  // with ends: the segment is the row's first
 inline constexpr int32_t kUnitApart = 8;      // with ends: the segment's state is handed over
 inline constexpr int32_t kUnitEndsRow = 16;   // o is written
-inline constexpr int32_t kUnitEach = 32;  // of several units each goes over, partial_stride behind the last
+inline constexpr int32_t kUnitEach = 32;    // of several units each goes over, partial_stride behind the last
 inline constexpr int32_t kUnitHalves = 64;  // the wave's two tasks are one segment
 
 // Up to which unit of a piece each goes over apart: behind a cut inside a segment the rest of that segment,

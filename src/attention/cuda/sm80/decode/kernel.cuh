@@ -34,7 +34,8 @@ namespace tessera::attention::cuda::sm80 {
 
 // ---- Planner ----------------------------------------------------------------------------------------------
 
-// Of the whole block. Planner and walkers come to it at different places, which __syncthreads() does not allow.
+// Of the whole block. Planner and walkers come to it at different places, which __syncthreads() does not
+// allow.
 __device__ __forceinline__ void sync_block() {
 #ifdef __CUDA_ARCH__
   asm volatile("barrier.sync 0;" ::: "memory");

@@ -5,9 +5,9 @@
 //
 // A task is up to a segment of units for up to 64 rows (or 128: then both warpgroups walk the same tiles).
 // Its units' states are folded into the segment's, which waits in shared memory, each thread's values where
-// only that thread reads them; or the warpgroups walk half of a segment each, and the second folds the first's
-// state before its own (kUnitHalves); or every unit's state is handed over (kUnitEach), where the segment
-// begins in another piece. Runs are whole units, so there is nothing to mask.
+// only that thread reads them; or the warpgroups walk half of a segment each, and the second folds the
+// first's state before its own (kUnitHalves); or every unit's state is handed over (kUnitEach), where the
+// segment begins in another piece. Runs are whole units, so there is nothing to mask.
 #pragma once
 
 #include "attention/cuda/common/tile.cuh"
@@ -20,7 +20,7 @@ namespace tessera::attention::cuda::sm90 {
 template <typename T, int kDim, typename Shared>
 struct WideConsumer {
   static constexpr int kSteps = kDim / 16;
-  static constexpr int kValues = kDim / 2;  // of O in a thread
+  static constexpr int kValues = kDim / 2;                       // of O in a thread
   static constexpr uint32_t kHalfIsThere = 2, kHalfIsTaken = 3;  // named barriers
   const DecodeParams& p;
   Shared& shared;
