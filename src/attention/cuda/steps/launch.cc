@@ -12,8 +12,22 @@ namespace {
 
 constexpr int64_t kMost = int64_t{1} << 30;
 
+// Shared memory of a multiprocessor of sm_90, and what a block takes of it besides its own.
+constexpr int kSharedOfHopper = 228 * 1024, kSharedOfBlock = 1024;
+
 Status refuse(const char* field, int64_t value, const char* limit) {
   return invalid_argument(format("{}={} must be {}", field, value, limit), field);
+}
+
+// Blocks that start while the kernel before ends go to the first multiprocessors that it leaves, as many on
+// each as fit: there they take turns, and the next step starts late. Where rows are folded one by one as
+// their parts come (progress), those multiprocessors are better left to the next step.
+int shared_bytes_of_combine(const tessera::cuda::Launch& launch, const DecodeParams& p, int blocks) {
+  const int dim = kernel_dim(p.head_dim), needed = kCombineWarps * combine_rows(dim) * dim * 4;
+  if (launch.device.sm() != 90 || p.progress != nullptr) return needed;
+  const int spread_over = launch.device.multiprocessors / 2;
+  const int on_each = (blocks + spread_over - 1) / spread_over;
+  return std::max(needed, kSharedOfHopper / on_each - kSharedOfBlock);
 }
 
 }  // namespace
@@ -209,10 +223,9 @@ Status launch_kernel(const tessera::cuda::Launch& launch, const void* kernel, in
 
 Status launch_combine(tessera::cuda::Launch& launch, const void* kernel, const DecodeParams& p) {
   const int64_t rows = int64_t{p.batch} * p.tokens * p.kv_heads * p.group;
-  const int dim = kernel_dim(p.head_dim);
-  return launch_kernel(launch, kernel, static_cast<int>((rows + kCombineWarps - 1) / kCombineWarps),
-                       32 * kCombineWarps, kCombineWarps * combine_rows(dim) * dim * 4, true, &p,
-                       "decode combine");
+  const int blocks = static_cast<int>((rows + kCombineWarps - 1) / kCombineWarps);
+  return launch_kernel(launch, kernel, blocks, 32 * kCombineWarps, shared_bytes_of_combine(launch, p, blocks),
+                       true, &p, "decode combine");
 }
 
 Status launch_decode(tessera::cuda::Launch& launch, const AttentionProblem& problem,
