@@ -207,20 +207,18 @@ TEST_F(Decode, WindowsSoftcapAlibiAndLeftpad) {
   features(p, {}, "softcap 2");
   std::vector<float> slopes;
   for (int h = 0; h < s.heads; ++h) slopes.push_back(std::exp2(-float(h + 1)));
-  auto on_device = tessera::cuda::DeviceBuffer::create(slopes.size() * 4, "slopes");
-  cudaMemcpy(on_device->data(), slopes.data(), slopes.size() * 4, cudaMemcpyHostToDevice);
+  const auto slopes_on_device = PagedCase::upload(slopes);
   p = c.problem();
-  p.alibi_slopes = on_device->as<float>();
+  p.alibi_slopes = slopes_on_device.as<float>();
   OracleFeatures f;
-  f.slopes = on_device->as<float>();
+  f.slopes = slopes_on_device.as<float>();
   features(p, f, "alibi");
   const std::vector<int32_t> pads = {2, 10, 299, 1400, 1};
-  auto pads_on_device = tessera::cuda::DeviceBuffer::create(pads.size() * 4, "leftpad");
-  cudaMemcpy(pads_on_device->data(), pads.data(), pads.size() * 4, cudaMemcpyHostToDevice);
+  const auto pads_on_device = PagedCase::upload(pads);
   p = c.problem();
-  p.leftpad_k = pads_on_device->as<int32_t>();
+  p.leftpad_k = pads_on_device.as<int32_t>();
   f = {};
-  f.leftpad = pads_on_device->as<int32_t>();
+  f.leftpad = pads_on_device.as<int32_t>();
   features(p, f, "leftpad");
 }
 

@@ -259,6 +259,25 @@ void check_packing() {
         return std::to_string(values[i]) + " became " + std::to_string(got[i / 2] >> (16 * (i % 2)) & 0xffff);
       });
 }
+// A matrix of 8 x 8 elements of 16 bits, two neighbours of a row in each lane's register.
+__global__ void movmatrix_kernel(const uint32_t* from, uint32_t* to) {
+  to[threadIdx.x] = movmatrix(from[threadIdx.x]);
+}
+
+TEST(Mma, MovmatrixTransposes) {
+  std::vector<uint32_t> matrix(32), want(32);
+  const auto element = [](uint32_t row, uint32_t column) { return 0x100u * row + column + 0x8001u; };
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    const uint32_t row = lane / 4, column = 2 * (lane % 4);
+    matrix[lane] = element(row, column) | element(row, column + 1) << 16;
+    want[lane] = element(column, row) | element(column + 1, row) << 16;
+  }
+  const DeviceArray<uint32_t> from(matrix), to(matrix.size());
+  movmatrix_kernel<<<1, 32>>>(from.data(), to.data());
+  if (!cuda_test::ran("movmatrix", "")) return;
+  cuda_test::expect_equal("movmatrix", to.read(), want, 4);
+}
+
 TEST(Mma, PacksAsTheHostRounds) {
   check_packing<DType::bf16>();
   check_packing<DType::f16>();

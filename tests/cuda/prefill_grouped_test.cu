@@ -10,6 +10,7 @@
 #include <string>
 
 #include "attention/cuda/sm90/prefill/launch.h"
+#include "tests/cuda/support/guarded_buffer.h"
 #include "tests/cuda/support/tensors.cuh"
 
 namespace tessera::attention {
@@ -19,7 +20,7 @@ using cuda::sm90::GroupTiles;
 using cuda::sm90::PageTable;
 using cuda::sm90::PrefillTuning;
 using cuda::sm90::PrefillVariant;
-using tessera::cuda::DeviceBuffer;
+using cuda_test::GuardedBuffer;
 
 class PrefillGrouped : public ::testing::Test {
  protected:
@@ -114,19 +115,19 @@ class Inputs {
     DeviceTensor o(s_.dtype, s_.packed ? 1 : s_.batch, rows(), heads, s_.head_dim, s_.gap);
     o.upload();
     const int64_t all = s_.packed ? cu_.back() : s_.batch * seqlen_q;
-    DeviceBuffer lse = upload(std::vector<float>(static_cast<size_t>(all * heads + 2), 7.0f));
+    const GuardedBuffer lse = upload(std::vector<float>(static_cast<size_t>(all * heads), 7.0f));
     const ForwardTensors t{q_.strided<const void*>(), k_.strided<const void*>(), v_.strided<const void*>(),
-                           o.strided<void*>(), lse.as<float>() + 1};
+                           o.strided<void*>(), lse.as<float>()};
     const Status status = cuda::sm90::prefill(launch, p, t, pages, tuning);
     EXPECT_TRUE(status.ok()) << name << ": " << status.message();
     const Status done = launch.stream.synchronize();
     EXPECT_TRUE(done.ok()) << name << ": " << done.message();
     o.download();
     EXPECT_TRUE(o.guards_hold()) << name;
-    Result result{o.bits(), std::vector<float>(static_cast<size_t>(all * heads + 2))};
-    cudaMemcpy(result.lse.data(), lse.data(), result.lse.size() * 4, cudaMemcpyDeviceToHost);
-    EXPECT_EQ(result.lse.front(), 7.0f) << name << ": written before lse";
-    EXPECT_EQ(result.lse.back(), 7.0f) << name << ": written behind lse";
+    Result result{o.bits(), std::vector<float>(static_cast<size_t>(all * heads))};
+    lse.read(result.lse.data());
+    SCOPED_TRACE(name);
+    lse.check();
     return result;
   }
 
@@ -172,17 +173,14 @@ class Inputs {
   int64_t k_batches() const { return s_.page > 0 ? s_.batch * width() : s_.batch; }
   int64_t k_rows() const { return s_.page > 0 ? s_.page : s_.keys; }
   template <typename E>
-  static DeviceBuffer upload(const std::vector<E>& values) {
-    DeviceBuffer buffer = DeviceBuffer::create(values.size() * sizeof(E), "test").value();
-    cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(E), cudaMemcpyHostToDevice);
-    cudaDeviceSynchronize();
-    return buffer;
+  static GuardedBuffer upload(const std::vector<E>& values) {
+    return {values.data(), values.size() * sizeof(E)};
   }
 
   Sizes s_;
   DeviceTensor q_, k_, v_;
   std::vector<int32_t> cu_{0};
-  DeviceBuffer cu_on_device_, table_, used_;
+  GuardedBuffer cu_on_device_, table_, used_;
 };
 
 Mask mask_of(bool causal, int64_t left = -1, int64_t right = -1) {

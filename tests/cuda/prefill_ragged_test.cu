@@ -9,6 +9,7 @@
 #include <string>
 
 #include "attention/cuda/sm90/prefill/launch.h"
+#include "tests/cuda/support/guarded_buffer.h"
 #include "tests/cuda/support/tensors.cuh"
 
 namespace tessera::attention {
@@ -42,7 +43,7 @@ struct Ragged {
 };
 
 void check_ragged(tessera::cuda::Launch& launch, const Ragged& c) {
-  using tessera::cuda::DeviceBuffer;
+  using cuda_test::GuardedBuffer;
   constexpr int kHeads = 4, kKvHeads = 2;
   const std::vector<int> lengths_q = c.packed_q ? std::vector<int>{1, 300, 0, 64, 129, 777, 5}
                                                 : std::vector<int>{150, 150, 150, 150, 150, 150, 150};
@@ -105,15 +106,12 @@ void check_ragged(tessera::cuda::Launch& launch, const Ragged& c) {
   v.upload();
   o.upload();
   const auto device = [&](const std::vector<int32_t>& values) {
-    DeviceBuffer buffer = DeviceBuffer::create(values.size() * 4 + 4, "test").value();
-    cudaMemcpy(buffer.data(), values.data(), values.size() * 4, cudaMemcpyHostToDevice);
-    cudaDeviceSynchronize();
-    return buffer;
+    return GuardedBuffer(values.data(), values.size() * 4);
   };
-  const DeviceBuffer d_cu_q = device(cu_q), d_cu_k = device(cu_k), d_used = device(used),
-                     d_table = device(table);
+  const GuardedBuffer d_cu_q = device(cu_q), d_cu_k = device(cu_k), d_used = device(used),
+                      d_table = device(table);
   const int64_t rows = c.packed_q ? cu_q.back() : batch * most_q;
-  DeviceBuffer lse = DeviceBuffer::create(static_cast<size_t>(rows * kHeads) * 4, "lse").value();
+  const GuardedBuffer lse(static_cast<size_t>(rows * kHeads) * 4);
   AttentionProblem p;
   p.batch = batch;
   p.seqlen_q = most_q;

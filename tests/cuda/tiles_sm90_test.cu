@@ -22,8 +22,8 @@ constexpr int kSharedBytes = 160 * 1024;
 // How a tile is made of boxes. panel: a row_map() box [64 columns] each, `box_rows` high, panels of the whole
 // tile one behind the other. whole: one tensor_map() box. panel_boxes: tensor_map() boxes of one panel.
 // small: tensor_map() boxes of 16 whole rows, one behind the other, each a tile of 16 rows (decode over small
-// pages).
-enum class Boxes { panel, whole, panel_boxes, small };
+// pages). group: a group_map() box of a panel, `heads` heads inside of each row.
+enum class Boxes { panel, whole, panel_boxes, small, group };
 
 struct RoundTrip {
   CUtensorMap in, out;
@@ -63,6 +63,8 @@ __global__ void __launch_bounds__(128, 1) round_trip(const __grid_constant__ Rou
         const uint32_t to = tile + panel * (kRows * 128) + box * p.box_rows * 128;
         if (p.boxes == Boxes::panel) {
           tma_load_4d(to, &p.in, full, 64 * panel, row, p.head, p.batch);
+        } else if (p.boxes == Boxes::group) {
+          tma_load_4d(to, &p.in, full, 64 * panel, p.head, row, p.batch);
         } else if (p.boxes == Boxes::panel_boxes) {
           tma_load(to, &p.in, full, 0, row, panel, p.head, p.batch);
         } else if (panel == 0) {
@@ -123,6 +125,8 @@ __global__ void __launch_bounds__(128, 1) round_trip(const __grid_constant__ Rou
         const uint32_t from = out + panel * (kRows * 128) + box * p.box_rows * 128;
         if (p.boxes == Boxes::panel) {
           tma_store_4d(&p.out, from, 64 * panel, row, p.head, p.batch);
+        } else if (p.boxes == Boxes::group) {
+          tma_store_4d(&p.out, from, 64 * panel, p.head, row, p.batch);
         } else if (p.boxes == Boxes::panel_boxes) {
           tma_store(&p.out, from, 0, row, panel, p.head, p.batch);
         } else if (panel == 0) {
@@ -157,13 +161,13 @@ uint16_t pattern(size_t index) {
 
 template <int kRows>
 void check_tile(const Layout& layout, Boxes boxes, int box_rows, Promotion promotion, int first, int head,
-                int batch, bool hinted = false, DType dtype = DType::bf16) {
-  const std::string name = std::to_string(kRows) + " rows from " + std::to_string(first) + " of " +
-                           std::to_string(layout.rows) + ", dim " + std::to_string(layout.dim) + ", head " +
-                           std::to_string(head) + ", batch " + std::to_string(batch) + ", boxes " +
-                           std::to_string(static_cast<int>(boxes)) + " of " + std::to_string(box_rows) +
-                           (promotion == Promotion::none ? "" : ", promoted") +
-                           (hinted ? ", with a policy" : "");
+                int batch, bool hinted = false, DType dtype = DType::bf16, int group = 1) {
+  const std::string name =
+      std::to_string(kRows) + " rows from " + std::to_string(first) + " of " + std::to_string(layout.rows) +
+      ", dim " + std::to_string(layout.dim) + ", head " + std::to_string(head) + ", batch " +
+      std::to_string(batch) + ", boxes " + std::to_string(static_cast<int>(boxes)) + " of " +
+      std::to_string(box_rows) + (promotion == Promotion::none ? "" : ", promoted") +
+      (hinted ? ", with a policy" : "") + (group > 1 ? ", " + std::to_string(group) + " heads a row" : "");
   std::vector<uint16_t> source(layout.elements());
   for (size_t i = 0; i < source.size(); ++i) source[i] = pattern(i);
   const DeviceArray<uint16_t> in(source), out(layout.elements());
@@ -171,7 +175,9 @@ void check_tile(const Layout& layout, Boxes boxes, int box_rows, Promotion promo
   RoundTrip p{};
   const auto map = [&](CUtensorMap* to, const void* data) {
     const Strided<const void*> tensor{data, layout.batch_stride(), layout.row_stride(), layout.head_stride()};
-    return boxes == Boxes::panel
+    return boxes == Boxes::group ? group_map(to, "x", dtype, tensor, layout.batches, layout.rows,
+                                             layout.heads, layout.dim, group, box_rows / group, promotion)
+           : boxes == Boxes::panel
                ? row_map(to, "x", dtype, tensor, layout.batches, layout.rows, layout.heads, layout.dim,
                          box_rows, promotion)
                : tensor_map(to, "x", dtype, tensor, layout.batches, layout.rows, layout.heads, layout.dim,
@@ -195,8 +201,9 @@ void check_tile(const Layout& layout, Boxes boxes, int box_rows, Promotion promo
   std::vector<uint16_t> tile(count, 0), stored(layout.elements(), 0xffff);
   for (int row = 0; row < kRows; ++row) {
     for (int column = 0; column < columns; ++column) {
-      if (first + row < 0 || first + row >= layout.rows || column >= layout.dim) continue;
-      const size_t at = layout.at(batch, first + row, head, column);
+      const int64_t its_row = first + row / group, its_head = head + row % group;
+      if (its_row < 0 || its_row >= layout.rows || its_head >= layout.heads || column >= layout.dim) continue;
+      const size_t at = layout.at(batch, its_row, its_head, column);
       tile[static_cast<size_t>(row * columns + column)] = source[at];
       stored[at] = source[at];
     }
@@ -269,6 +276,21 @@ TEST_F(TileTest, BoxesOfSixteenWholeRows) {
     for (const bool hinted : {false, true}) {
       check_tile<64>({3, 64, 2, dim}, Boxes::small, 16, Promotion::none, 0, 1, 2, hinted);
       check_tile<64>({3, 40, 2, dim}, Boxes::small, 16, Promotion::none, 0, 0, 1, hinted);
+    }
+  }
+}
+// Rows of a tile that are heads of a group.
+TEST_F(TileTest, HeadsOfAGroupInsideOfRows) {
+  for (const int dim : {64, 96, 128, 256}) {
+    for (const int group : {2, 4, 8, 16}) {
+      const auto check = [&](const Layout& layout, int first, int head, int batch) {
+        check_tile<64>(layout, Boxes::group, 64, Promotion::bytes_256, first, head, batch, false, DType::bf16,
+                       group);
+      };
+      check({2, 64, 2 * group, dim}, 0, group, 1);
+      check({2, 41, 2 * group, dim}, 40, 0, 0);         // rows behind the tensor
+      check({2, 64, 2 * group - 1, dim}, 8, group, 1);  // heads behind it
+      if (HasFailure()) return;
     }
   }
 }
