@@ -131,32 +131,57 @@ struct UnitRows {
     }
   }
 
-  // Row r of a wave's units into its running states, in order, and what then is complete to where it goes.
-  // The state of unit u lies where warp (u << log_groups) + r / 8 handed it in.
+  // All rows of a wave of `count` units in 2^log_groups row groups, by `warps` warps. Units that are folded
+  // with nothing before them begin a run; each row of each run is one warp's. Where the first run goes on
+  // from the wave before, the last one's rows are the same warps': it may leave what the first has to read
+  // before.
   template <typename Shared>
-  __device__ __forceinline__ void fold_row(Shared& shared, const UnitEntry* units, int count, int log_groups,
-                                           int r) const {
+  __device__ __forceinline__ void fold_rows(Shared& shared, const UnitEntry* units, int count, int log_groups,
+                                            int warp, int warps) const {
+    const int flags = lane < count ? units[lane].flags : 0;
+    const int rows = __reduce_max_sync(~0u, lane < count ? units[lane].rows : 0);
+    const unsigned beginnings = __ballot_sync(~0u, begins_anew(flags));
+    unsigned runs = beginnings | 1u;
+    int row = warp;
+    while (runs != 0) {
+      const int first = __ffs(static_cast<int>(runs)) - 1;
+      runs &= runs - 1;
+      const int end = runs != 0 ? __ffs(static_cast<int>(runs)) - 1 : count;
+      if (runs == 0 && (beginnings & 1) == 0) row = warp;
+      for (; row < rows; row += warps) fold_row(shared, units, first, end, runs == 0, log_groups, row);
+      row -= rows;
+    }
+  }
+
+  // Row r of units [first, end) of a wave, its last or not, into its running states, in order, and what then
+  // is complete to where it goes. The state of unit u lies where warp (u << log_groups) + r / 8 handed it in.
+  template <typename Shared>
+  __device__ __forceinline__ void fold_row(Shared& shared, const UnitEntry* units, int first, int end,
+                                           bool last, int log_groups, int r) const {
     using State = RowState<kLaneValues<kDim>>;
     State segment, row, next;
-    bool loaded = false;
+    bool goes_on = false;
     // A state ahead: each would else wait for shared memory.
-    handed_in(shared, r / 8, r % 8, next);
-    int flags = units[0].flags, next_rows = units[0].rows;
-    for (int u = 0; u < count; ++u) {
+    handed_in(shared, (first << log_groups) + r / 8, r % 8, next);
+    int flags = units[first].flags, next_rows = units[first].rows;
+    if (begins_anew(flags)) {
+      segment.clear();
+      row.clear();
+    } else {
+      load_running(shared, r, 0, segment);
+      load_running(shared, r, 1, row);
+    }
+    for (int u = first; u < end; ++u) {
       const UnitEntry& e = units[u];
       const State unit = next;
       const int its_flags = flags, rows = next_rows;
-      if (u + 1 < count) {
+      if (u + 1 < end) {
         handed_in(shared, ((u + 1) << log_groups) + r / 8, r % 8, next);
         flags = units[u + 1].flags;
         next_rows = units[u + 1].rows;
       }
       if (r >= rows) continue;
-      if (!loaded) {
-        load_running(shared, r, 0, segment);
-        load_running(shared, r, 1, row);
-        loaded = true;
-      }
+      goes_on = true;
       if ((its_flags & kUnitStartsSegment) != 0) {
         segment = unit;
       } else {
@@ -165,6 +190,7 @@ struct UnitRows {
       if ((its_flags & kUnitEndsSegment) == 0) continue;
       if ((its_flags & kUnitApart) != 0) {
         hand_over(e, r, segment);
+        goes_on = false;
         continue;
       }
       if ((its_flags & kUnitStartsRow) != 0) {
@@ -172,9 +198,12 @@ struct UnitRows {
       } else {
         row.fold(segment);
       }
-      if ((its_flags & kUnitEndsRow) != 0) write(e, r, row);
+      if ((its_flags & kUnitEndsRow) != 0) {
+        write(e, r, row);
+        goes_on = false;
+      }
     }
-    if (loaded) {
+    if (last && goes_on) {
       store_running(shared, r, 0, segment);
       store_running(shared, r, 1, row);
     }

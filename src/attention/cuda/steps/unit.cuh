@@ -22,7 +22,11 @@ inline constexpr int32_t kUnitEndsSegment = 2;
 inline constexpr int32_t kUnitStartsRow = 4;  // with ends: the segment is the row's first
 inline constexpr int32_t kUnitApart = 8;      // with ends: the segment's state is handed over
 inline constexpr int32_t kUnitEndsRow = 16;   // o is written
-inline constexpr int32_t kUnitEach = 32;    // of several units each goes over, partial_stride behind the last
+inline constexpr int32_t kUnitEach = 32;  // of several units each goes over, partial_stride behind the last
+// The unit is folded with nothing before it.
+__device__ __forceinline__ bool begins_anew(int32_t unit_flags) {
+  return (unit_flags & kUnitStartsSegment) != 0 && (unit_flags & (kUnitStartsRow | kUnitApart)) != 0;
+}
 inline constexpr int32_t kUnitHalves = 64;  // the wave's two tasks are one segment
 
 // Up to which unit of a piece each goes over apart: behind a cut inside a segment the rest of that segment,

@@ -382,9 +382,7 @@ struct Walker {
       sync_block();
       rows.hand_in(shared, warp, count, unit.m, unit.l, unit.o);
       sync_block();
-      for (int r = warp; r < 8; r += Config::kWarps) {
-        rows.fold_row(shared, wave.unit, wave.units, 0, r);
-      }
+      rows.fold_rows(shared, wave.unit, wave.units, 0, warp, Config::kWarps);
     }
   }
 

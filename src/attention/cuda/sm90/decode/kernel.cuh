@@ -5,7 +5,7 @@
 // wave to the consumers in shared memory, and brings its tiles through the ring: first tile of every unit,
 // then every second one, ... so that all warps have work at once. A consumer warp walks its unit alone:
 // m16n8k16 with keys (then dims) as m and rows as n, so that 1 to 8 rows cost the same; then the wave's
-// states are folded in order through shared memory, warp w taking rows w, w + 8, ...
+// states are folded in order through shared memory, each row of each piece by a warp.
 //
 // The start of a call overlaps with the end of the kernels ahead, where those let it (programmatic dependent
 // launch): what the first wave is follows from lengths and blocks as they are by then, its first tiles come
@@ -18,7 +18,8 @@
 //     each of g groups makes 8 / g.
 //  3. What lies in a tile at and behind end_key counts as 0 in V and is replaced in scores: p there is 0, but
 //     memory may hold NaN. It is masked in registers, because a unit's row groups read the same stage.
-//  4. `merge` belongs to the consumers between merge_free and merge_full; `running` row r to warp r % 8.
+//  4. `merge` is written between merge_free and merge_full; it and `running` are read and folded between
+//     merge_full and the next merge_free.
 //
 // Bytes: K and V of each piece once; q once a unit (from L2); o once. Per tile of 64 keys and 128 dims a warp
 // issues 64 mma and 64 ldmatrix.x4, about half of the time that the tile takes to arrive.
@@ -74,7 +75,7 @@ struct Consumer {
       int lane = this->lane;
       asm volatile("" : "+r"(lane));
       const TileOffsets offsets(lane);
-      const Rows rows{p, kDim == 256 && !kFeatures ? lane : this->lane};
+      const Rows rows{p, kDim == 256 ? lane : this->lane};
       const int u = warp >> log_groups, row_group = warp & ((1 << log_groups) - 1);
       const int tiles = lane < units ? w.unit[lane].tiles : 0;
       const bool works = u < units && row_group * 8 < w.unit[u].rows;
@@ -161,9 +162,7 @@ struct Consumer {
 
   __device__ __forceinline__ void fold(const Rows& rows, uint32_t merges, const Wave& w, bool counts) const {
     mbarrier_wait(shared_address(&shared.merge_full), merges & 1);
-    for (int group = 0; counts && group < 1 << w.mode; ++group) {
-      rows.fold_row(shared, w.unit, w.units, w.mode, group * 8 + warp);
-    }
+    if (counts) rows.fold_rows(shared, w.unit, w.units, w.mode, warp, kConsumers);
     arrive_as_warp(shared_address(&shared.merge_free), lane);
   }
 };
