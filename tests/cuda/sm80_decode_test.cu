@@ -38,6 +38,29 @@ TEST_F(Sm80Decode, EveryHeadDim) {
   }
 }
 
+// As tf32, on every device.
+TEST_F(Sm80Decode, OfF32) {
+  PagedShape s;
+  s.dtype = DType::f32;
+  s.lengths = {1, 63, 64, 65, 0, 255, 256, 257, 511, 1000, 1024, 1025, 2049, 4096};
+  check(s, "f32 ragged MHA");
+  for (const int group : {1, 4, 9, 33}) {
+    for (const int dim : {8, 64, 72, 128, 136, 256}) {
+      for (const int page : {64, 20}) {
+        s = {};
+        s.dtype = DType::f32, s.head_dim = dim, s.heads = 2 * group, s.kv_heads = 2, s.page = page;
+        s.lengths = {7, 100, 777, 1300};
+        check(s, "f32 head_dim " + std::to_string(dim) + " group " + std::to_string(group) + " page " +
+                     std::to_string(page));
+      }
+    }
+  }
+  s = {};
+  s.dtype = DType::f32, s.heads = 8, s.kv_heads = 2;
+  s.lengths = {20000};
+  check(s, "f32 split");
+}
+
 TEST_F(Sm80Decode, EveryGroup) {
   for (const int dim : {64, 128, 256}) {
     for (const int group : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 25, 32, 33, 40, 71}) {
@@ -287,9 +310,14 @@ TEST_F(Sm80Decode, NothingBesideRowsOfOIsWritten) {
 
 // New rows taken out of a filled cache and appended again: the cache and the step's bits are as before.
 TEST_F(Sm80Decode, AppendedRowsAreThoseOfTheCache) {
-  for (const int page : {0, 7, 16, 64}) {
+  for (const auto& [page, dtype] : {std::pair{0, DType::bf16},
+                                    {7, DType::bf16},
+                                    {16, DType::bf16},
+                                    {64, DType::bf16},
+                                    {7, DType::f32},
+                                    {64, DType::f32}}) {
     PagedShape s;
-    s.page = page, s.heads = 8, s.kv_heads = 2, s.tokens = 3;
+    s.page = page, s.heads = 8, s.kv_heads = 2, s.tokens = 3, s.dtype = dtype;
     s.layout = page == 16 ? CacheLayout::token_outside : CacheLayout::head_outside;
     s.lengths = {3, 64, 66, 1024, 2050};
     PagedCase c(s);

@@ -69,7 +69,7 @@ class Sm80Tree : public cuda_test::StepTest {
     TreePlanOptions few = always;
     few.most_rows = std::max(8, shape.heads / shape.kv_heads);
     same(few, true, "pieces of few rows");
-    if (!on_hopper() || shape.page % 8 != 0) return;
+    if (!on_hopper() || shape.page % 8 != 0 || shape.dtype == DType::f32) return;
     TreePlanOptions sm90 = always;
     sm90.for_any_device = false;
     same(sm90, true, "sm_90's bits");
@@ -109,9 +109,9 @@ TEST_F(Sm80Tree, ThreeLevelsAndEveryKernel) {
                                             : std::pair{leader, (1024 + 512) / 64});
   }
   for (const int dim : {64, 128, 256}) {
-    for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const DType dtype : {DType::bf16, DType::f32, DType::f16}) {
       s.head_dim = dim, s.dtype = dtype;
-      check_tree(s, "three levels 32:8 d " + std::to_string(dim) + (dtype == DType::f16 ? " f16" : " bf16"));
+      check_tree(s, "three levels 32:8 d " + std::to_string(dim) + " " + std::string(name(dtype)));
     }
   }
   s.head_dim = 128, s.kv_heads = 32;

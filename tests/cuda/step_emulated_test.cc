@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <random>
 
@@ -21,10 +22,10 @@ using steps::TreeSequence;
 using steps::TreeSharing;
 
 constexpr uint32_t kSeed = 90210;
-constexpr uint16_t kNan = 0xffff;
 
 struct Shape {
   DType dtype = DType::bf16;
+  bool tf32_inputs = true;  // of f32: values that tf32 holds, so that only probabilities are rounded
   int heads = 2, kv_heads = 2, head_dim = 128, tokens = 1;
   int page = 64;  // 0: contiguous
   std::vector<int32_t> lengths;
@@ -37,24 +38,37 @@ struct Shape {
   std::vector<int32_t> leftpad;
 };
 
-uint16_t bits_of(DType dtype, float x) {
-  return dtype == DType::f16 ? f32_to_f16(x) : f32_to_bf16(x);
-}
-double value_of(DType dtype, uint16_t bits) {
-  return double{dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits)};
-}
-
-// 16-byte aligned elements.
+// 16-byte aligned elements; NaN until they are set.
 class Rows {
  public:
-  explicit Rows(size_t count)
-      : memory_(tessera::cuda::DeviceBuffer::create(2 * count, "rows").value()), count_(count) {}
-  uint16_t* data() const { return memory_.as<uint16_t>(); }
-  uint16_t& operator[](size_t i) const { return data()[i]; }
-  std::vector<uint16_t> copy() const { return {data(), data() + count_}; }
-  void clear() const { std::fill(data(), data() + count_, kNan); }
+  Rows(DType dtype, bool tf32, size_t count)
+      : dtype_(dtype),
+        tf32_(tf32),
+        memory_(tessera::cuda::DeviceBuffer::create(bytes() * count, "rows").value()),
+        count_(count) {}
+  void* data() const { return memory_.data(); }
+  size_t count() const { return count_; }
+  double operator[](size_t i) const {
+    if (dtype_ == DType::f32) return double{memory_.as<float>()[i]};
+    const uint16_t bits = memory_.as<uint16_t>()[i];
+    return double{dtype_ == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits)};
+  }
+  void set(size_t i, float x) const {
+    if (dtype_ == DType::f32) {
+      memory_.as<float>()[i] = tf32_ ? std::ldexp(std::round(std::ldexp(x, 9)), -9) : x;
+    } else {
+      memory_.as<uint16_t>()[i] = dtype_ == DType::f16 ? f32_to_f16(x) : f32_to_bf16(x);
+    }
+  }
+  std::vector<unsigned char> copy() const {
+    return {memory_.as<unsigned char>(), memory_.as<unsigned char>() + count_ * bytes()};
+  }
+  void clear() const { std::memset(memory_.data(), 0xff, count_ * bytes()); }
 
  private:
+  size_t bytes() const { return dtype_ == DType::f32 ? 4 : 2; }
+  DType dtype_;
+  bool tf32_;
   tessera::cuda::DeviceBuffer memory_;
   size_t count_;
 };
@@ -67,10 +81,10 @@ class Case {
         slots(s.page > 0 ? s.page : *std::max_element(s.lengths.begin(), s.lengths.end())),
         max_blocks((*std::max_element(s.lengths.begin(), s.lengths.end()) + slots - 1) / slots),
         num_blocks(batch * max_blocks + (s.page > 0 ? 3 : 0)),
-        k(size_t(num_blocks) * block()),
-        v(size_t(num_blocks) * block()),
-        q(size_t(batch * s.tokens * s.heads * s.head_dim)),
-        o(size_t(batch * s.tokens * s.heads * s.head_dim)),
+        k(s.dtype, s.tf32_inputs, size_t(num_blocks) * block()),
+        v(s.dtype, s.tf32_inputs, size_t(num_blocks) * block()),
+        q(s.dtype, s.tf32_inputs, size_t(batch * s.tokens * s.heads * s.head_dim)),
+        o(s.dtype, s.tf32_inputs, size_t(batch * s.tokens * s.heads * s.head_dim)),
         lse(size_t(batch * s.tokens * s.heads)) {
     std::mt19937 random(kSeed);
     std::vector<int32_t> ids(static_cast<size_t>(num_blocks));
@@ -83,6 +97,8 @@ class Case {
                                : ids[table.size()]);
       }
     }
+    k.clear();
+    v.clear();
     std::normal_distribution<float> normal;
     for (int b = 0; b < batch; ++b) {
       // What no row sees was never written: NaN, as behind the lengths.
@@ -91,13 +107,13 @@ class Case {
       for (int position = std::max(first, 0); position < s.lengths[size_t(b)]; ++position) {
         for (int i = 0; i < s.kv_heads * s.head_dim; ++i) {
           const size_t at = element(b, position, i / s.head_dim) + size_t(i % s.head_dim);
-          if (k[at] != kNan) continue;  // a shared block's
-          k[at] = bits_of(s.dtype, normal(random));
-          v[at] = bits_of(s.dtype, normal(random));
+          if (!std::isnan(k[at])) continue;  // a shared block's
+          k.set(at, normal(random));
+          v.set(at, normal(random));
         }
       }
     }
-    for (size_t i = 0; i < q.copy().size(); ++i) q[i] = bits_of(s.dtype, normal(random));
+    for (size_t i = 0; i < q.count(); ++i) q.set(i, normal(random));
   }
 
   AttentionProblem problem() const {
@@ -131,8 +147,12 @@ class Case {
 
   // The first value outside the tolerance of tests/cuda/support/paged_case.cuh.
   void check() const {
-    const double relative = s.dtype == DType::f16 ? 1.0 / 1024 : 1.0 / 128;
-    const double absolute = s.dtype == DType::f16 ? 2e-4 : 1e-5;
+    // tf32 has the 11 bits of f16. Where q and K are rounded to it, too, scores are off by 2^-11 of each
+    // product.
+    const bool rounds = s.dtype == DType::f32 && !s.tf32_inputs;
+    const double relative = s.dtype == DType::bf16 || rounds ? 1.0 / 128 : 1.0 / 1024;
+    const double absolute = s.dtype == DType::bf16 ? 1e-5 : 2e-4;
+    const double relative_lse = rounds ? 1.0 / 256 : 2e-5;
     for (int row = 0; row < batch * s.tokens * s.heads; ++row) {
       const int h = row % s.heads, t = row / s.heads % s.tokens, b = row / s.heads / s.tokens;
       const std::vector<double> p = probabilities(b, t, h);
@@ -141,18 +161,19 @@ class Case {
         double want = 0, weight = 0;
         for (int j = 0; j < s.lengths[size_t(b)]; ++j) {
           if (p[size_t(j)] == 0) continue;
-          const double x = value_of(s.dtype, v[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)]);
+          const double x = v[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)];
           want += p[size_t(j)] / sum * x;
           weight += p[size_t(j)] / sum * std::fabs(x);
         }
-        const double got = value_of(s.dtype, o[size_t(row) * size_t(s.head_dim) + size_t(d)]);
+        const double got = o[size_t(row) * size_t(s.head_dim) + size_t(d)];
         const double limit = relative * (std::fabs(want) + weight) / 2 + absolute;
         ASSERT_TRUE(std::fabs(got - want) <= limit) << "sequence " << b << " token " << t << " head " << h
                                                     << " d " << d << " want " << want << " got " << got;
       }
       const double want = sum > 0 ? std::log(sum) : -INFINITY;
       const auto got = double{lse[size_t((b * s.heads + h) * s.tokens + t)]};
-      ASSERT_TRUE(sum > 0 ? std::fabs(got - want) <= 2e-5 * std::max(1.0, std::fabs(want)) : got == want)
+      ASSERT_TRUE(sum > 0 ? std::fabs(got - want) <= relative_lse * std::max(1.0, std::fabs(want))
+                          : got == want)
           << "lse of sequence " << b << " token " << t << " head " << h << " want " << want << " got " << got;
     }
   }
@@ -180,8 +201,8 @@ class Case {
       if (s.window_right >= 0 && j > position + s.window_right) continue;
       double x = 0;
       for (int d = 0; d < s.head_dim; ++d) {
-        x += value_of(s.dtype, q[size_t(((b * s.tokens + t) * s.heads + h) * s.head_dim + d)]) *
-             value_of(s.dtype, k[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)]);
+        x += q[size_t(((b * s.tokens + t) * s.heads + h) * s.head_dim + d)] *
+             k[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)];
       }
       x /= std::sqrt(double(s.head_dim));
       if (s.softcap != 0) x = double{s.softcap} * std::tanh(x / double{s.softcap});
@@ -203,7 +224,7 @@ class EmulatedStep : public ::testing::Test {
   // Against float64, and the same bits for every division of the work.
   void check(const Shape& shape, const std::vector<DecodeTuning>& tunings = {{3, true}, {2, false}}) {
     Case c(shape);
-    std::vector<uint16_t> want;
+    std::vector<unsigned char> want;
     std::vector<float> want_lse;
     for (const DecodeTuning& tuning : tunings) {
       const Status status = sm80::decode(launch_, c.problem(), c.view(), {}, c.tensors(), tuning);
@@ -221,7 +242,7 @@ class EmulatedStep : public ::testing::Test {
     std::vector<TreeSequence> sequences;
     for (int b = 0; b < c.batch; ++b)
       sequences.push_back({c.table.data() + b * c.max_blocks, shape.lengths[size_t(b)]});
-    std::vector<uint16_t> want;
+    std::vector<unsigned char> want;
     for (const auto& [sharing, units, rows] : {std::tuple{TreeSharing::never, 0, 0},
                                                {TreeSharing::always, 0, 0},
                                                {TreeSharing::always, 1, 0},
@@ -261,6 +282,29 @@ TEST_F(EmulatedStep, RaggedLengthsAndAnEmptySequence) {
   s.lengths = {1, 63, 0, 64, 65, 257, 600};
   check(s);
   s.heads = 8, s.dtype = DType::f16;
+  check(s);
+  s.dtype = DType::f32;
+  check(s);
+}
+
+TEST_F(EmulatedStep, OfF32) {
+  for (const int dim : {8, 64, 72, 128, 136, 256}) {
+    for (const int group : {1, 12, 33}) {
+      for (const int page : {64, 20}) {
+        SCOPED_TRACE(std::to_string(dim) + " dims, group " + std::to_string(group) + ", page " +
+                     std::to_string(page));
+        Shape s;
+        s.dtype = DType::f32, s.head_dim = dim, s.heads = group, s.kv_heads = 1, s.page = page;
+        s.lengths = {5, 300};
+        check(s);
+        if (HasFailure()) return;
+      }
+    }
+  }
+  Shape s;
+  s.dtype = DType::f32, s.lengths = {2300, 1, 0, 1500};
+  check(s, {{5, true}, {16, true}, {1, false}});
+  s.tf32_inputs = false;
   check(s);
 }
 
@@ -325,7 +369,8 @@ TEST_F(EmulatedStep, EachFeatureAndEachPair) {
       {"alibi", slope},
       {"leftpad", [](Shape& s) { s.leftpad = {1, 10, 299, 0, 65, 300}; }},
       {"head_dim 72", [](Shape& s) { s.head_dim = 72; }},
-      {"page 20", [](Shape& s) { s.page = 20; }}};
+      {"page 20", [](Shape& s) { s.page = 20; }},
+      {"f32", [](Shape& s) { s.dtype = DType::f32; }}};
   for (const Feature& first : features) {
     for (const Feature& second : features) {
       if (&second < &first) continue;
@@ -341,11 +386,13 @@ TEST_F(EmulatedStep, EachFeatureAndEachPair) {
 }
 
 TEST_F(EmulatedStep, TreesOfEveryKernel) {
-  for (const int dim : {64, 128, 256}) {
-    SCOPED_TRACE(dim);
-    Shape s = tree_of_nine(4, 2);
-    s.head_dim = dim;
-    check_tree(s);
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const int dim : {64, 128, 256}) {
+      SCOPED_TRACE(dim);
+      Shape s = tree_of_nine(4, 2);
+      s.dtype = dtype, s.head_dim = dim;
+      check_tree(s);
+    }
   }
   check_tree(tree_of_nine(2, 2));
 }
@@ -360,6 +407,8 @@ TEST_F(EmulatedStep, TreesWithFeatures) {
     SCOPED_TRACE(feature.name);
     Shape s = tree_of_nine(4, 2);
     feature.add(s);
+    check_tree(s);
+    s.dtype = DType::f32;
     check_tree(s);
   }
 }

@@ -108,12 +108,13 @@ def test_dropout_is_the_cpus():
     assert worst(gpu.cpu(), cpu) <= 1e-2  # one entry kept on one side alone is off by far more
 
 
-def test_a_paged_cache_is_appended_to_and_read():
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_paged_cache_is_appended_to_and_read(dtype):
     batch, heads, kv_heads, dim, page, pages = 3, 8, 2, 128, 16, 8
     lengths = torch.tensor([5, 40, 100], dtype=torch.int32, device="cuda")
-    k_cache, v_cache = make((batch * pages, page, kv_heads, dim), (batch * pages, page, kv_heads, dim), seed=1)
+    k_cache, v_cache = make(*[(batch * pages, page, kv_heads, dim)] * 2, dtype=dtype, seed=1)
     table = torch.randperm(batch * pages, device="cuda").to(torch.int32).reshape(batch, pages)
-    q, k, v = make((batch, 1, heads, dim), (batch, 1, kv_heads, dim), (batch, 1, kv_heads, dim), seed=2)
+    q, k, v = make((batch, 1, heads, dim), *[(batch, 1, kv_heads, dim)] * 2, dtype=dtype, seed=2)
     before = k_cache.clone()
     out = tessera.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths, block_table=table, causal=True)
     for b, length in enumerate(lengths.tolist()):
@@ -226,14 +227,14 @@ def test_parts_are_joined():
     assert worst(out, whole) <= 2e-2 and worst(joined, lse) <= 1e-4
 
 
-def shared_prefixes(batch=12, heads=8, kv_heads=2, dim=128, page=64, shared=1024, seed=1):
+def shared_prefixes(batch=12, heads=8, kv_heads=2, dim=128, page=64, shared=1024, seed=1, dtype=torch.bfloat16):
     """Caches, a block table whose sequences begin with the same blocks, and lengths (host copies of both)."""
     lengths = torch.tensor([shared + 100 + 37 * b for b in range(batch)], dtype=torch.int32)
     pages, common = 2048 // page, shared // page
     generator = torch.Generator().manual_seed(seed)
     table = torch.randperm(batch * pages, generator=generator).to(torch.int32).reshape(batch, pages)
     table[:, :common] = table[0, :common]
-    k_cache, v_cache = make((batch * pages, page, kv_heads, dim), (batch * pages, page, kv_heads, dim), seed=seed)
+    k_cache, v_cache = make(*[(batch * pages, page, kv_heads, dim)] * 2, dtype=dtype, seed=seed)
     return heads, k_cache, v_cache, table, lengths
 
 
@@ -248,12 +249,12 @@ def shared_prefixes(batch=12, heads=8, kv_heads=2, dim=128, page=64, shared=1024
     ],
     ids=lambda options: next(iter(options), "plain"),
 )
-@pytest.mark.parametrize("dim", [128, 96])
-def test_a_prefix_tree_gives_the_same_bits(dim, options):
-    heads, k_cache, v_cache, table, lengths = shared_prefixes(dim=dim)
+@pytest.mark.parametrize("dim, dtype", [(128, torch.bfloat16), (96, torch.bfloat16), (128, torch.float32)], ids=str)
+def test_a_prefix_tree_gives_the_same_bits(dim, dtype, options):
+    heads, k_cache, v_cache, table, lengths = shared_prefixes(dim=dim, dtype=dtype)
     kinds = {"alibi_slopes": torch.float32, "cache_leftpad": torch.int32}
     options = {name: torch.tensor(x, dtype=kinds[name], device="cuda") if name in kinds else x for name, x in options.items()}
-    (q,) = make((12, 1, heads, dim), seed=2)
+    (q,) = make((12, 1, heads, dim), dtype=dtype, seed=2)
     where = dict(cache_seqlens=lengths.cuda(), block_table=table.cuda(), return_softmax_lse=True)
     want, want_lse = tessera.flash_attn_with_kvcache(q, k_cache, v_cache, **where, **options)
     for share in (True, False, "always"):
@@ -313,8 +314,6 @@ def test_mistakes_in_a_prefix_tree_are_named():
         tessera.CacheTreePlan(heads, k_cache, v_cache, bad, lengths)
     with pytest.raises(ValueError, match="cache_leftpad is on cpu and k_cache on cuda:0"):
         tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths, cache_leftpad=lengths)
-    with pytest.raises(NotImplementedError, match="dtype over a cache on CUDA must be bf16 or f16"):
-        tessera.CacheTreePlan(heads, k_cache.float(), v_cache.float(), table, lengths)
     plan = tessera.CacheTreePlan(heads, k_cache, v_cache, table, lengths, share="always")
     where = dict(cache_seqlens=lengths.cuda(), block_table=table.cuda())
     for change, text in [

@@ -69,7 +69,7 @@ struct CacheStep {
 
 Status supports_sm90_step(const DeviceProperties& device, const AttentionProblem& problem) {
   TESSERA_RETURN_IF_ERROR(only_on_hopper(device, "sm90 step"));
-  return steps::check_step_problem(problem);
+  return sm90::supports_decode(problem);
 }
 Status run_sm90_step(Launch& launch, const AttentionProblem& problem, const CacheStep& step) {
   return sm90::decode(launch, problem, step.cache, step.append, step.tensors);
@@ -263,8 +263,8 @@ Status attend_prompt(Launch& launch, const AttentionProblem& p, const CacheView&
 Status append_alone(Launch& launch, const AttentionProblem& p, const CacheView& c,
                     const CacheAppend& append) {
   if (p.batch == 0 || append.seqlen == 0) return {};
-  if (p.dtype != DType::bf16 && p.dtype != DType::f16)
-    return unsupported("dtype over a cache on CUDA must be bf16 or f16", "dtype");
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16 && p.dtype != DType::f32)
+    return unsupported("dtype over a cache on CUDA must be f32, bf16 or f16", "dtype");
   steps::TokenRows<const void> none{};
   return steps::write_new_rows(launch, p, c, append, none);
 }

@@ -128,6 +128,11 @@ inline float __frcp_rn(float a) {
 inline float __fmaf_rn(float a, float b, float c) {
   return std::fmaf(a, b, c);
 }
+inline float __uint_as_float(unsigned x) {
+  float y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
 inline float __int_as_float(int x) {
   float y;
   std::memcpy(&y, &x, 4);

@@ -42,6 +42,21 @@ DecodeKernel listed_features_256(DType dtype) {
   return listed_features<256>(dtype);
 }
 
+template <int kDim>
+DecodeKernel f32_kernel(bool listed, bool features) {
+  if (listed && features) return step_kernel_of<float, kDim, true, true>();
+  return step_kernel_of<float, kDim>(listed, features);
+}
+DecodeKernel f32_step_kernel_64(bool listed, bool features) {
+  return f32_kernel<64>(listed, features);
+}
+DecodeKernel f32_step_kernel_128(bool listed, bool features) {
+  return f32_kernel<128>(listed, features);
+}
+DecodeKernel f32_step_kernel_256(bool listed, bool features) {
+  return f32_kernel<256>(listed, features);
+}
+
 }  // namespace tessera::attention::cuda::sm80
 
 namespace {
@@ -50,7 +65,7 @@ using namespace tessera::attention::cuda;  // NOLINT
 using tessera::DType;
 
 bool is_combine(const void* kernel) {
-  for (const DType dtype : {DType::f16, DType::bf16}) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const int dim : {64, 128, 256}) {
       for (const bool listed : {false, true}) {
         for (const bool features : {false, true}) {
@@ -76,7 +91,8 @@ cudaError_t run(const void* kernel, void* argument, const cudaLaunchConfig_t& co
 }
 
 bool is_append(const void* kernel) {
-  return kernel == steps::append_kernel_for(DType::f16) || kernel == steps::append_kernel_for(DType::bf16);
+  return kernel == steps::append_kernel_for(DType::f16) || kernel == steps::append_kernel_for(DType::bf16) ||
+         kernel == steps::append_kernel_for(DType::f32);
 }
 
 }  // namespace

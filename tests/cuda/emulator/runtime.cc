@@ -45,6 +45,9 @@ Result<void*> DeviceWorkspace::get(int slot, size_t bytes, const Stream&) {
 }  // namespace tessera::cuda
 
 namespace tessera::attention::cuda::sm90 {
+Status supports_decode(const AttentionProblem&) {
+  emulator::fail("sm90::supports_decode is not emulated");
+}
 
 Status decode(tessera::cuda::Launch&, const AttentionProblem&, const CacheView&, const CacheAppend&,
               const CacheTensors&, const DecodeTuning&) {

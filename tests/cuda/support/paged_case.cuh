@@ -12,6 +12,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/cuda/device.h"
@@ -38,6 +39,7 @@ struct PagedShape {
   std::vector<std::pair<int, int>> shared_blocks;
   float q_scale = 1.0f;
   uint32_t seed = kSeed;
+  size_t element_bytes() const { return dtype == DType::f32 ? 4 : 2; }
 };
 
 __device__ inline uint32_t mixed(uint32_t x) {
@@ -52,8 +54,11 @@ __device__ inline float normal_at(uint32_t seed, uint64_t index) {
   const float u = (static_cast<float>(a >> 8) + 1.0f) * (1.0f / 16777217.0f);
   return sqrtf(-2.0f * logf(u)) * cosf(6.2831853f * static_cast<float>(b >> 8) * (1.0f / 16777216.0f));
 }
+// f32: to the nearest that tf32 holds, so that kernels of f32 have nothing to round but P.
 template <typename T>
 __device__ inline T rounded(float x) {
+  if constexpr (std::is_same_v<T, float>)
+    return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
   return static_cast<T>(x);
 }
 
@@ -192,16 +197,18 @@ class PagedCase {
                                  int64_t{slots_} * shape.head_dim}
                   : CacheStrides{int64_t{slots_} * shape.kv_heads * shape.head_dim,
                                  int64_t{shape.kv_heads} * shape.head_dim, shape.head_dim};
-    const size_t cache_bytes = size_t(num_blocks) * size_t(strides.block) * 2;
+    const size_t cache_bytes = size_t(num_blocks) * size_t(strides.block) * shape.element_bytes();
     const size_t q_elements = size_t(batch) * size_t(shape.tokens * shape.heads * shape.head_dim);
     k = make(cache_bytes), v = make(cache_bytes);
-    q = make(q_elements * 2), o = make(q_elements * 2);
+    q = make(q_elements * shape.element_bytes()), o = make(q_elements * shape.element_bytes());
     lse = make(size_t(batch * shape.tokens * shape.heads) * 4);
     table_on_device = upload(table);
     lengths_on_device = upload(shape.lengths);
     cudaMemset(k.data(), 0xff, k.size());
     cudaMemset(v.data(), 0xff, v.size());
-    if (shape.dtype == DType::f16) {
+    if (shape.dtype == DType::f32) {
+      fill<float>();
+    } else if (shape.dtype == DType::f16) {
       fill<__half>();
     } else {
       fill<__nv_bfloat16>();
@@ -281,8 +288,11 @@ class PagedCase {
             for (int d = 0; d < shape.head_dim; ++d) {
               const auto at =
                   size_t(block * strides.block + (position % slots_) * strides.slot + h * strides.head + d);
-              rows.push_back(whole[at]);
-              left[at] = 0xffff;
+              const size_t halves = shape.element_bytes() / 2;  // an element is one or two
+              for (size_t i = at * halves; i < (at + 1) * halves; ++i) {
+                rows.push_back(whole[i]);
+                left[i] = 0xffff;
+              }
             }
           }
         }
@@ -307,9 +317,11 @@ class PagedCase {
   }
 
   // Fails with the first element outside the tolerance. P is rounded once and o once: errors of at most half
-  // a unit in the last place of each, doubled.
+  // a unit in the last place of each, doubled. tf32, to which f32 is rounded, has as many places as f16.
   void check(const OracleFeatures& features, const std::string& name) {
-    if (shape.dtype == DType::f16) {
+    if (shape.dtype == DType::f32) {
+      check_as<float>(features, name, 1.0 / 1024, 2e-4);
+    } else if (shape.dtype == DType::f16) {
       check_as<__half>(features, name, 1.0 / 1024, 2e-4);
     } else {
       check_as<__nv_bfloat16>(features, name, 1.0 / 128, 1e-5);
@@ -326,7 +338,7 @@ class PagedCase {
                                  shape.kv_heads, shape.head_dim, shape.seed + 1);
     fill_cache<T><<<grid, 256>>>(v.as<T>(), strides, ids, lengths_on_device.as<int32_t>(), max_blocks, slots_,
                                  shape.kv_heads, shape.head_dim, shape.seed + 2);
-    fill_normal<T><<<64, 256>>>(q.as<T>(), int64_t(q.size() / 2), shape.seed + 3, shape.q_scale);
+    fill_normal<T><<<64, 256>>>(q.as<T>(), int64_t(q.size() / sizeof(T)), shape.seed + 3, shape.q_scale);
   }
   template <typename T>
   void check_as(const OracleFeatures& features, const std::string& name, double relative, double absolute) {
@@ -354,7 +366,7 @@ class PagedCase {
     std::string first;
     for (size_t i = 0; i < elements; ++i) {
       T value;
-      std::memcpy(static_cast<void*>(&value), &bits[i], 2);
+      std::memcpy(static_cast<void*>(&value), &bits[i * (sizeof(T) / 2)], sizeof(T));
       const double error = std::fabs(double(float(value)) - o64[i]);
       const double limit = relative * (std::fabs(o64[i]) + w64[i]) / 2 + absolute;
       worst = std::max(worst, error / limit);

@@ -62,8 +62,9 @@ Status write_new_rows(tessera::cuda::Launch& launch, const AttentionProblem& pro
     if (a.rows > 0) {
       const int64_t width = int64_t{problem.heads} * problem.head_dim;
       TESSERA_ASSIGN_OR_RETURN(
-          a.rotated,
-          launch.workspace.get(kRotatedSlot, static_cast<size_t>(2 * a.rows * width), launch.stream));
+          a.rotated, launch.workspace.get(
+                         kRotatedSlot, static_cast<size_t>(info(problem.dtype).block_bytes * a.rows * width),
+                         launch.stream));
       q = {a.rotated, packed ? 0 : a.tokens * width, width, problem.head_dim};
     }
   }

@@ -106,8 +106,9 @@ __global__ void __launch_bounds__(32 * kWarps) append_kernel(const __grid_consta
 }  // namespace
 
 const void* append_kernel_for(DType dtype) {
-  return dtype == DType::f16 ? reinterpret_cast<const void*>(&append_kernel<__half>)
-                             : reinterpret_cast<const void*>(&append_kernel<__nv_bfloat16>);
+  return dtype == DType::f32   ? reinterpret_cast<const void*>(&append_kernel<float>)
+         : dtype == DType::f16 ? reinterpret_cast<const void*>(&append_kernel<__half>)
+                               : reinterpret_cast<const void*>(&append_kernel<__nv_bfloat16>);
 }
 
 int64_t append_blocks(const AppendParams& p) {

@@ -28,8 +28,9 @@ const void* combine_kernel_of(int dim, bool listed, bool features) {
 }  // namespace
 
 const void* combine_kernel_for(DType dtype, int dim, bool listed, bool features) {
-  return dtype == DType::f16 ? combine_kernel_of<__half>(dim, listed, features)
-                             : combine_kernel_of<__nv_bfloat16>(dim, listed, features);
+  return dtype == DType::f32   ? combine_kernel_of<float>(dim, listed, features)
+         : dtype == DType::f16 ? combine_kernel_of<__half>(dim, listed, features)
+                               : combine_kernel_of<__nv_bfloat16>(dim, listed, features);
 }
 
 }  // namespace tessera::attention::cuda::steps

@@ -95,8 +95,9 @@ struct CombinedRow {
   template <typename T, int kDim, bool kFeatures>
   __device__ __forceinline__ void write(const DecodeParams& p, int lane,
                                         const RowState<kLaneValues<kDim>>& row) const {
-    char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
-                                                   head * p.o.head_stride + lane * kLaneValues<kDim>);
+    constexpr int kBytes = static_cast<int>(sizeof(T));
+    char* to = static_cast<char*>(p.o.data) + kBytes * (batch * p.o.batch_stride + t * p.o.row_stride +
+                                                        head * p.o.head_stride + lane * kLaneValues<kDim>);
     if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) store_rounded<T>(to, row.o, row.inverse());
     if (p.lse != nullptr && lane == 0) {
       p.lse[(int64_t{batch} * p.kv_heads * p.group + head) * p.tokens + t] = row.lse();

@@ -17,6 +17,8 @@ namespace tessera::attention::cuda::steps {
 template <typename T, int kDim, bool kListed, bool kFeatures>
 struct UnitRows {
   static constexpr int kSteps = kDim / 16;
+  static constexpr int kQSteps = kRowSteps<T, kDim>;
+  static constexpr int kBytes = static_cast<int>(sizeof(T));
   const DecodeParams& p;
   const int lane;
 
@@ -29,25 +31,31 @@ struct UnitRows {
     return e.kv_head * p.group + p.by_group.remainder(e.first_row + row);
   }
 
-  // B fragments of the lane's row: k = 16 i + 2 (lane % 4) + {0, 1} and those + 8.
-  __device__ __forceinline__ void load_q(const UnitEntry& e, int row_group, uint32_t (&q)[kSteps][2]) const {
+  // B fragments of the lane's row: k = 16 i + 2 (lane % 4) + {0, 1} and those + 8; of f32 k = 8 i + lane % 4
+  // and that + 4.
+  __device__ __forceinline__ void load_q(const UnitEntry& e, int row_group, uint32_t (&q)[kQSteps][2]) const {
     const int row = row_group * 8 + lane / 4;
     if (row < e.rows) {
       const int token = token_of(e, row);
       const int batch = p.by_tokens.quotient(token);
       const char* from = static_cast<const char*>(p.q.data) +
-                         2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
-                              head_of(e, row) * p.q.head_stride + 2 * (lane % 4));
+                         kBytes * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
+                                   head_of(e, row) * p.q.head_stride + 4 / kBytes * (lane % 4));
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const int column = 16 * i + 2 * (lane % 4);
-        const bool first = !kFeatures || column < p.head_dim, second = !kFeatures || column + 8 < p.head_dim;
+      for (int i = 0; i < kQSteps; ++i) {
+        const int column = 32 / kBytes * i + 4 / kBytes * (lane % 4);
+        const bool first = !kFeatures || column < p.head_dim;
+        const bool second = !kFeatures || column + 16 / kBytes < p.head_dim;
         q[i][0] = first ? __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i)) : 0;
         q[i][1] = second ? __ldg(reinterpret_cast<const uint32_t*>(from + 32 * i + 16)) : 0;
+        if constexpr (kBytes == 4) {
+          q[i][0] = round_tf32(__uint_as_float(q[i][0]));
+          q[i][1] = round_tf32(__uint_as_float(q[i][1]));
+        }
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) q[i][0] = q[i][1] = 0;
+      for (int i = 0; i < kQSteps; ++i) q[i][0] = q[i][1] = 0;
     }
   }
 
@@ -242,8 +250,8 @@ struct UnitRows {
   __device__ __forceinline__ void write(const UnitEntry& e, int r, const State& row) const {
     const int token = token_of(e, r), head = head_of(e, r);
     const int batch = p.by_tokens.quotient(token), t = token - batch * p.tokens;
-    char* to = static_cast<char*>(p.o.data) + 2 * (batch * p.o.batch_stride + t * p.o.row_stride +
-                                                   head * p.o.head_stride + lane * kLaneValues<kDim>);
+    char* to = static_cast<char*>(p.o.data) + kBytes * (batch * p.o.batch_stride + t * p.o.row_stride +
+                                                        head * p.o.head_stride + lane * kLaneValues<kDim>);
     if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) {
       store_rounded<T>(to, row.o, row.inverse());
     }

@@ -2,6 +2,8 @@
 // operations: the same bits in every kernel, whatever the compiler would contract.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/cuda/common/ptx.cuh"
 
 namespace tessera::attention::cuda::steps {
@@ -96,20 +98,28 @@ __device__ __forceinline__ void store_values(float* to, const float (&v)[kValues
     *reinterpret_cast<float2*>(to) = make_float2(v[0], v[1]);
   }
 }
-// Rounded to T, kValues of them contiguous, 2 * kValues bytes aligned.
+// Rounded to T, kValues of them contiguous, at most 16 of their bytes aligned.
 template <typename T, int kValues>
 __device__ __forceinline__ void store_rounded(void* to, const float (&v)[kValues], float factor) {
-  uint32_t packed[kValues / 2];
+  if constexpr (std::is_same_v<T, float>) {
+    float x[kValues];
 #pragma unroll
-  for (int i = 0; i < kValues / 2; ++i) {
-    packed[i] = pack2<T>(__fmul_rn(v[2 * i], factor), __fmul_rn(v[2 * i + 1], factor));
-  }
-  if constexpr (kValues == 2) {
-    *reinterpret_cast<uint32_t*>(to) = packed[0];
-  } else if constexpr (kValues == 4) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(packed[0], packed[1]);
+    for (int i = 0; i < kValues; ++i) x[i] = __fmul_rn(v[i], factor);
+    store_values(static_cast<float*>(to), x);
+    return;
   } else {
-    *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    uint32_t packed[kValues / 2];
+#pragma unroll
+    for (int i = 0; i < kValues / 2; ++i) {
+      packed[i] = pack2<T>(__fmul_rn(v[2 * i], factor), __fmul_rn(v[2 * i + 1], factor));
+    }
+    if constexpr (kValues == 2) {
+      *reinterpret_cast<uint32_t*>(to) = packed[0];
+    } else if constexpr (kValues == 4) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(packed[0], packed[1]);
+    } else {
+      *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    }
   }
 }
 

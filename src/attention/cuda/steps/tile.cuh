@@ -1,8 +1,9 @@
 // A warp's arithmetic on one tile of keys (work.h) for up to 8 rows: m16n8k16 with keys, then dims, as m and
-// rows as n, so that 1 to 8 rows cost the same. Where a tile's bytes come from and when is the kernel's.
+// rows as n, so that 1 to 8 rows cost the same; f32 as m16n8k8 in tf32. Where a tile's bytes come from and
+// when is the kernel's.
 //
-// In shared memory 16 keys of 64 columns are 2048 bytes under the 128-byte swizzle (common/tile.cuh).
-// kPanelBytes: from 64 columns to the next; kSliceBytes: from 16 keys to the next.
+// In shared memory 16 keys of 128 bytes are 2048 bytes under the 128-byte swizzle (common/tile.cuh).
+// kPanelBytes: from 128 bytes of a row to the next; kSliceBytes: from 16 keys to the next.
 //
 // Fragments: lane holds row lane / 4 of q (B); in scores keys lane / 4 and 8 more of each 16 and rows 2 (lane
 // % 4) + {0, 1}; in o those rows and columns lane / 4 and 8 more of each 16.
@@ -20,7 +21,12 @@
 namespace tessera::attention::cuda::steps {
 
 template <typename T>
-inline constexpr DType kTypeOf = std::is_same_v<T, __half> ? DType::f16 : DType::bf16;
+inline constexpr DType kTypeOf = std::is_same_v<T, float>    ? DType::f32
+                                 : std::is_same_v<T, __half> ? DType::f16
+                                                             : DType::bf16;
+// A row of kDim elements as an operand: steps of 32 bytes, 16 elements or 8.
+template <typename T, int kDim>
+inline constexpr int kRowSteps = kDim* static_cast<int>(sizeof(T)) / 32;
 
 // Which keys a lane's two rows see, and from where they look.
 struct RowView {
@@ -44,21 +50,28 @@ struct TileOffsets {
 
 template <typename T, int kDim, bool kFeatures, uint32_t kPanelBytes, uint32_t kSliceBytes>
 struct TileMath {
-  static constexpr int kSteps = kDim / 16;
+  static constexpr bool kF32 = std::is_same_v<T, float>;
+  static constexpr int kSteps = kDim / 16;             // of 16 columns of o
+  static constexpr int kQSteps = kRowSteps<T, kDim>;   // of q and K
+  static constexpr int kProbabilities = kF32 ? 4 : 2;  // registers of 16 keys
   const DecodeParams& p;
   const int lane;
 
   // s of the 16 keys of slices [kFirst, kFirst + kCount); slice kFirst lies at `k`.
   template <int kFirst, int kCount>
-  __device__ __forceinline__ void multiply_keys(float (&s)[4][4], const uint32_t (&q)[kSteps][2], uint32_t k,
+  __device__ __forceinline__ void multiply_keys(float (&s)[4][4], const uint32_t (&q)[kQSteps][2], uint32_t k,
                                                 const TileOffsets& offsets) const {
     const uint32_t at[4] = {k + offsets.k[0], k + offsets.k[1], k + offsets.k[2], k + offsets.k[3]};
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < kQSteps; ++i) {
 #pragma unroll
       for (int block = 0; block < kCount; ++block) {
         uint32_t a[4];
         ldmatrix_x4(a, at[i % 4] + static_cast<uint32_t>((i / 4) * kPanelBytes + block * kSliceBytes));
+        if constexpr (kF32) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) a[j] = round_tf32(__uint_as_float(a[j]));
+        }
         mma<kTypeOf<T>>(s[kFirst + block], a, q[i][0], q[i][1]);
       }
     }
@@ -80,11 +93,11 @@ struct TileMath {
     return key >= view.first[c] && key < view.end[c] ? x : minus_infinity();
   }
 
-  // From products to probabilities, as B fragments of the four steps of PV; m, l and o follow a maximum that
+  // From products to probabilities, as B fragments of the steps of PV; m, l and o follow a maximum that
   // moves. The tile begins at `key`; keys from end_key on are replaced.
-  __device__ __forceinline__ void softmax(float (&s)[4][4], uint32_t (&probability)[4][2], float (&m)[2],
-                                          float (&l)[2], float (&o)[kSteps][4], int key, int end_key,
-                                          const RowView& view) const {
+  __device__ __forceinline__ void softmax(float (&s)[4][4], uint32_t (&probability)[4][kProbabilities],
+                                          float (&m)[2], float (&l)[2], float (&o)[kSteps][4], int key,
+                                          int end_key, const RowView& view) const {
     const int valid = end_key - key;
     const int own = lane / 4;
 #pragma unroll
@@ -142,8 +155,24 @@ struct TileMath {
         s[i][j] = exp2_fast(__fsub_rn(s[i][j], reference[j % 2]));
         l[j % 2] = __fadd_rn(l[j % 2], s[i][j]);
       }
-      probability[i][0] = movmatrix(pack2<T>(s[i][0], s[i][1]));
-      probability[i][1] = movmatrix(pack2<T>(s[i][2], s[i][3]));
+      if constexpr (kF32) {
+        turn(s[i], probability[i]);
+      } else {
+        probability[i][0] = movmatrix(pack2<T>(s[i][0], s[i][1]));
+        probability[i][1] = movmatrix(pack2<T>(s[i][2], s[i][3]));
+      }
+    }
+  }
+  // movmatrix() of f32: keys lane % 4 and 4 more, then 8 more, of row lane / 4.
+  __device__ __forceinline__ void turn(const float (&s)[4], uint32_t (&probability)[4]) const {
+    const int from = lane % 4 * 4 + lane / 8;
+    const bool is_second = (lane / 4) % 2 != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = from + 16 * (i % 2);
+      const float first = __shfl_sync(~0u, s[i / 2 * 2], key);
+      const float second = __shfl_sync(~0u, s[i / 2 * 2 + 1], key);
+      probability[i] = round_tf32(is_second ? second : first);
     }
   }
 
@@ -154,7 +183,8 @@ struct TileMath {
   }
 
   // o += p v of the tile at `v`.
-  __device__ __forceinline__ void multiply_values(float (&o)[kSteps][4], const uint32_t (&probability)[4][2],
+  __device__ __forceinline__ void multiply_values(float (&o)[kSteps][4],
+                                                  const uint32_t (&probability)[4][kProbabilities],
                                                   uint32_t v, const TileOffsets& offsets) const {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
@@ -163,26 +193,32 @@ struct TileMath {
   }
   // The same where has_gaps(); kept small, since no registers are to be had for what is rare.
   __device__ __forceinline__ void multiply_values_with_gaps(float (&o)[kSteps][4],
-                                                            uint32_t (&probability)[4][2], uint32_t v,
-                                                            const TileOffsets& offsets, int key, int end_key,
-                                                            const RowView& view) const {
+                                                            uint32_t (&probability)[4][kProbabilities],
+                                                            uint32_t v, const TileOffsets& offsets, int key,
+                                                            int end_key, const RowView& view) const {
 #pragma unroll 1
     for (int step = 0; step < 4; ++step) {
       multiply_slice<true>(o, probability[0], v + step * kSliceBytes, offsets, key + 16 * step, end_key,
                            view);
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
-        probability[i][0] = probability[i + 1][0];
-        probability[i][1] = probability[i + 1][1];
+#pragma unroll
+        for (int j = 0; j < kProbabilities; ++j) probability[i][j] = probability[i + 1][j];
       }
     }
   }
   // o += p v of the 16 keys from `key` on, at `v`. kGaps: V of keys that are not there is taken as 0, in
   // registers, since other warps read the same bytes.
   template <bool kGaps>
-  __device__ __forceinline__ void multiply_slice(float (&o)[kSteps][4], const uint32_t (&probability)[2],
-                                                 uint32_t v, const TileOffsets& offsets, int key, int end_key,
+  __device__ __forceinline__ void multiply_slice(float (&o)[kSteps][4],
+                                                 const uint32_t (&probability)[kProbabilities], uint32_t v,
+                                                 const TileOffsets& offsets, int key, int end_key,
                                                  const RowView& view) const {
+    if constexpr (kF32) {
+      static_assert(!kGaps, "kernels of f32 have zeros there");
+      multiply_slice_of_elements(o, probability, v);
+      return;
+    }
     const uint32_t at[4] = {v + offsets.v[0], v + offsets.v[1], v + offsets.v[2], v + offsets.v[3]};
     uint32_t keep[2] = {~0u, ~0u};
     if constexpr (kGaps) {
@@ -204,6 +240,30 @@ struct TileMath {
         a[2] &= keep[1], a[3] &= keep[1];
       }
       mma<kTypeOf<T>>(o[i], a, probability[0], probability[1]);
+    }
+  }
+  // Of f32, which no transposed load is for: columns lane / 4 and 8 more of keys lane % 4 and 4 more.
+  __device__ __forceinline__ void multiply_slice_of_elements(float (&o)[kSteps][4],
+                                                             const uint32_t (&probability)[kProbabilities],
+                                                             uint32_t v) const {
+    const auto quad = static_cast<uint32_t>(lane % 4), column = static_cast<uint32_t>(lane / 4);
+    const uint32_t at = v + quad * 128 + column % 4 * 4;
+    const uint32_t group = (column / 4 ^ quad) * 16;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        uint32_t a[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t four_keys_on = j / 2, eight_columns_on = j % 2;
+          const uint32_t chunk = (i % 2 * 4u + eight_columns_on * 2u) ^ (four_keys_on * 4u);
+          a[j] = round_tf32(
+              __uint_as_float(load_shared32(at + static_cast<uint32_t>(i / 2) * kPanelBytes +
+                                            (half * 8u + four_keys_on * 4u) * 128u + (group ^ chunk * 16u))));
+        }
+        mma<kTypeOf<T>>(o[i], a, probability[2 * half], probability[2 * half + 1]);
+      }
     }
   }
 };

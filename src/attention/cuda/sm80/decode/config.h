@@ -17,12 +17,14 @@ using namespace steps;  // what step kernels of all architectures share
 // Four warps, each on a unit of its own, keep up with memory: a tile of 64 keys and 128 dims takes a warp
 // some 2,000 cycles and an H200's SM 1,700 to receive. At head_dim 256 two warps leave room for stages, and
 // there are no registers for the states of row groups.
-template <int kDim>
+//
+// kBytes: of an element. Slices of f32 are twice as large, and half as many.
+template <int kDim, int kBytes>
 struct StepConfig {
-  static constexpr int kWarps = kDim == 256 ? 2 : 4;      // that walk; one more plans
-  static constexpr int kRowGroups = kDim == 256 ? 1 : 4;  // of 8 rows: a warp each
-  static constexpr int kSlices = kDim == 64 ? 8 : 4;      // stages of a warp
-  static constexpr int kSliceBytes = 16 * kDim * 2;       // 16 keys of K or of V
+  static constexpr int kWarps = kDim == 256 ? 2 : 4;              // that walk; one more plans
+  static constexpr int kRowGroups = kDim == 256 ? 1 : 4;          // of 8 rows: a warp each
+  static constexpr int kSlices = (kDim == 64 ? 16 : 8) / kBytes;  // stages of a warp
+  static constexpr int kSliceBytes = 16 * kDim * kBytes;          // 16 keys of K or of V
   static constexpr int kThreads = 32 * (kWarps + 1);
 };
 
@@ -39,9 +41,9 @@ struct StepWave {
   UnitEntry unit[kWarps];
 };
 
-template <int kDim>
+template <int kDim, int kBytes>
 struct StepShared {
-  using Config = StepConfig<kDim>;
+  using Config = StepConfig<kDim, kBytes>;
   alignas(1024) unsigned char stage[Config::kWarps * Config::kSlices][Config::kSliceBytes];
   float merge[Config::kWarps][8][kDim + 4];  // accumulators are stored without conflicts
   float running[8][2][kDim];                 // segment, row: of rows that warps walk apart
@@ -50,7 +52,9 @@ struct StepShared {
   StepWave<Config::kWarps> wave[kWaveSlots];
   Piece listed[32];
 };
-static_assert(sizeof(StepShared<64>) <= 99 * 1024 && sizeof(StepShared<128>) <= 99 * 1024 &&
-              sizeof(StepShared<256>) <= 99 * 1024);
+template <int kDim>
+inline constexpr bool kFits = sizeof(StepShared<kDim, 2>) <= 99 * 1024 &&
+                              sizeof(StepShared<kDim, 4>) <= 99 * 1024;
+static_assert(kFits<64> && kFits<128> && kFits<256>);
 
 }  // namespace tessera::attention::cuda::sm80

@@ -39,6 +39,11 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
 
 DecodeKernel step_kernel_for(DType dtype, int head_dim, bool listed, bool features) {
   const int dim = kernel_dim(head_dim);
+  if (dtype == DType::f32) {
+    return dim == 64    ? f32_step_kernel_64(listed, features)
+           : dim == 128 ? f32_step_kernel_128(listed, features)
+                        : f32_step_kernel_256(listed, features);
+  }
   if (listed && features) {
     return dim == 64    ? listed_features_64(dtype)
            : dim == 128 ? listed_features_128(dtype)

@@ -46,9 +46,9 @@ __device__ __forceinline__ void sync_block() {
 
 template <typename T, int kDim, bool kListed, bool kFeatures, typename Pieces>
 struct Planner {
-  using Config = StepConfig<kDim>;
+  using Config = StepConfig<kDim, sizeof(T)>;
   const DecodeParams& p;
-  StepShared<kDim>& shared;
+  StepShared<kDim, sizeof(T)>& shared;
   const int lane;
   Pieces pieces;
   Piece piece{};
@@ -85,7 +85,7 @@ struct Planner {
 
   // The walkers find what they look up, and their rows of q, in the first-level cache.
   __device__ __forceinline__ void touch_q(const UnitEntry& e) const {
-    constexpr int kLine = 64;  // elements
+    constexpr int kLine = 128 / static_cast<int>(sizeof(T));  // elements
     constexpr int kLines = kDim / kLine;
     const UnitRows<T, kDim, kListed, kFeatures> rows{p, lane};
     for (int i = lane; i < e.rows * kLines; i += 32) {
@@ -94,7 +94,8 @@ struct Planner {
       const int token = rows.token_of(e, row);
       const int batch = p.by_tokens.quotient(token);
       const char* at = static_cast<const char*>(p.q.data) +
-                       2 * (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
+                       static_cast<int>(sizeof(T)) *
+                           (batch * p.q.batch_stride + (token - batch * p.tokens) * p.q.row_stride +
                             rows.head_of(e, row) * p.q.head_stride + column);
       near(reinterpret_cast<const int32_t*>(at));
     }
@@ -119,12 +120,14 @@ struct Planner {
 // walked together hold the same.
 template <typename T, int kDim, bool kListed, bool kFeatures>
 struct SliceRing {
-  using Config = StepConfig<kDim>;
+  using Config = StepConfig<kDim, sizeof(T)>;
   using Rows = UnitRows<T, kDim, kListed, kFeatures>;
-  static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
+  static constexpr int kBytes = static_cast<int>(sizeof(T));
+  static constexpr int kChunks = kDim * kBytes / 16;  // of 16 bytes in a row
+  static constexpr int kOfChunk = 16 / kBytes;        // elements
   static constexpr int kSlicesOfTile = 8;
   const DecodeParams& p;
-  StepShared<kDim>& shared;
+  StepShared<kDim, sizeof(T)>& shared;
   const int lane, warp;
   int mode = -1;
   uint32_t issued = 0, consumed = 0;  // slices since the mode began
@@ -258,26 +261,32 @@ struct SliceRing {
   __device__ __forceinline__ const TokenRows<const void>& rows_of_slice() const {
     return slice < 4 ? p.k : p.v;
   }
-  // Lane or thread `thread` of kThreads copies every kThreads-th of a slice's 16-byte chunks: one column of
-  // chunks, of rows that are kStep apart.
+  // Lane or thread `thread` of kThreads copies every kThreads-th of a slice's 16-byte chunks: a column of
+  // chunks, of rows that are kStep apart, or several columns of all rows.
   template <int kThreads>
   __device__ __forceinline__ void copy_whole(uint32_t to, int thread) const {
-    constexpr int kStep = kThreads / kChunks;
-    static_assert(kThreads % kChunks == 0 && 16 % kStep == 0);
+    constexpr int kColumns = kChunks > kThreads ? kChunks / kThreads : 1;
+    constexpr int kStep = kColumns > 1 ? 1 : kThreads / kChunks;
+    static_assert((kThreads % kChunks == 0 || kChunks % kThreads == 0) && 16 % kStep == 0);
     const TokenRows<const void>& rows = rows_of_slice();
     const int chunk = thread % kChunks, row = thread / kChunks;
     const int64_t of_block = __shfl_sync(~0u, block, slice & 3);
     const int64_t first_row = __shfl_sync(~0u, slot, slice & 3) + row;
     const char* from =
         static_cast<const char*>(rows.data) + 16 * chunk +
-        2 * (of_block * rows.batch_stride + kv_head * rows.head_stride + first_row * rows.row_stride);
-    const int64_t stride = 2 * kStep * rows.row_stride;
-    const bool has_column = !kFeatures || chunk * 8 < p.head_dim;
+        kBytes * (of_block * rows.batch_stride + kv_head * rows.head_stride + first_row * rows.row_stride);
+    const int64_t stride = kBytes * kStep * rows.row_stride;
     to += static_cast<uint32_t>((chunk >> 3) * 2048 + row * 128);
     const uint32_t group = static_cast<uint32_t>(((chunk ^ row) & 7) << 4);
 #pragma unroll
-    for (int i = 0; i < 16; i += kStep, from += stride)
-      cp_async_16(to + i * 128 + (group ^ ((i & 7) << 4)), from, has_column);
+    for (int i = 0; i < 16; i += kStep, from += stride) {
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+        const bool has_column = !kFeatures || (chunk + column * kThreads) * kOfChunk < p.head_dim;
+        cp_async_16(to + column * (kThreads / 8 * 2048) + i * 128 + (group ^ ((i & 7) << 4)),
+                    from + column * (kThreads * 16), has_column);
+      }
+    }
   }
   // Rows wherever they are, and zeros for those that are not there.
   __device__ __forceinline__ void copy_rows(uint32_t to) const {
@@ -287,15 +296,14 @@ struct SliceRing {
     const int64_t offset = there ? of_block * rows.batch_stride + of_slot * rows.row_stride : 0;
     const uint32_t all_there = __ballot_sync(~0u, there);
     const int threads = together() ? 32 * Config::kWarps : 32;
-    const int thread = together() ? warp * 32 + lane : lane;
-    const int chunk = thread % kChunks;
-    const char* from = static_cast<const char*>(rows.data) + 2 * (kv_head * rows.head_stride) + 16 * chunk;
-    const bool has_column = !kFeatures || chunk * 8 < p.head_dim;
+    const char* const data = static_cast<const char*>(rows.data) + kBytes * (kv_head * rows.head_stride);
 #pragma unroll 1
-    for (int row = thread / kChunks; row < 16; row += threads / kChunks) {
+    for (int i = together() ? warp * 32 + lane : lane; i < 16 * kChunks; i += threads) {
+      const int row = i / kChunks, chunk = i % kChunks;
       const int64_t at = __shfl_sync(~0u, offset, row);
-      cp_async_16(to + (chunk >> 3) * 2048 + row * 128 + (((chunk & 7) ^ (row & 7)) << 4), from + 2 * at,
-                  has_column && (all_there >> row & 1) != 0);
+      const bool has_column = !kFeatures || chunk * kOfChunk < p.head_dim;
+      cp_async_16(to + (chunk >> 3) * 2048 + row * 128 + (((chunk & 7) ^ (row & 7)) << 4),
+                  data + 16 * chunk + kBytes * at, has_column && (all_there >> row & 1) != 0);
     }
   }
 };
@@ -340,13 +348,13 @@ struct RowStates {
 
 template <typename T, int kDim, bool kListed, bool kFeatures>
 struct Walker {
-  using Config = StepConfig<kDim>;
+  using Config = StepConfig<kDim, sizeof(T)>;
   static constexpr int kSteps = kDim / 16;
-  using Math = TileMath<T, kDim, kFeatures, 2048, kDim / 64 * 2048>;
+  using Math = TileMath<T, kDim, kFeatures, 2048, kDim * sizeof(T) / 128 * 2048>;
   using Rows = UnitRows<T, kDim, kListed, kFeatures>;
   using States = RowStates<kSteps>;
   const DecodeParams& p;
-  StepShared<kDim>& shared;
+  StepShared<kDim, sizeof(T)>& shared;
   const int lane, warp;
 
   __device__ __forceinline__ void run() {
@@ -396,7 +404,7 @@ struct Walker {
     const int tiles = e.tiles, end_key = e.end_key;
     int key = e.first_key;
     unit.clear();
-    uint32_t q[kSteps][2];
+    uint32_t q[Math::kQSteps][2];
     rows.load_q(e, row_group, q);
     RowView view{};
     if constexpr (kFeatures) view = rows.view_of(e, row_group);
@@ -415,7 +423,7 @@ struct Walker {
           for (int j = 0; j < 4; ++j) s[i][j] = i < 3 ? s[i + 1][j] : now[0][j];
         }
       }
-      uint32_t probability[4][2] = {};
+      uint32_t probability[4][Math::kProbabilities] = {};
       if (works) math.softmax(s, probability, unit.m, unit.l, unit.o, key, end_key, view);
 #pragma unroll 1
       for (int step = 0; step < 4; ++step) {
@@ -423,8 +431,8 @@ struct Walker {
         if (works) math.template multiply_slice<false>(unit.o, probability[0], stage, offsets, 0, 0, view);
 #pragma unroll
         for (int i = 0; i < 3; ++i) {
-          probability[i][0] = probability[i + 1][0];
-          probability[i][1] = probability[i + 1][1];
+#pragma unroll
+          for (int j = 0; j < Math::kProbabilities; ++j) probability[i][j] = probability[i + 1][j];
         }
       }
     }
@@ -472,11 +480,11 @@ struct Walker {
 };
 
 template <typename T, int kDim, bool kListed, bool kFeatures>
-__global__ void __launch_bounds__(StepConfig<kDim>::kThreads, 1)
+__global__ void __launch_bounds__(StepConfig<kDim, sizeof(T)>::kThreads, 1)
     step_kernel(const __grid_constant__ DecodeParams p) {
-  using Config = StepConfig<kDim>;
+  using Config = StepConfig<kDim, sizeof(T)>;
   extern __shared__ __align__(1024) unsigned char memory[];
-  StepShared<kDim>& shared = *reinterpret_cast<StepShared<kDim>*>(memory);
+  StepShared<kDim, sizeof(T)>& shared = *reinterpret_cast<StepShared<kDim, sizeof(T)>*>(memory);
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   wait_for_kernels_before();

@@ -8,10 +8,10 @@ namespace tessera::attention::cuda::sm80 {
 
 template <typename T, int kDim, bool kListed, bool kFeatures>
 DecodeKernel step_kernel_of() {
-  using Config = StepConfig<kDim>;
+  using Config = StepConfig<kDim, sizeof(T)>;
   DecodeKernel found;
   found.kernel = reinterpret_cast<const void*>(&step_kernel<T, kDim, kListed, kFeatures>);
-  found.shared_bytes = static_cast<int>(sizeof(StepShared<kDim>));
+  found.shared_bytes = static_cast<int>(sizeof(StepShared<kDim, sizeof(T)>));
   found.threads = Config::kThreads;
   found.most_rows = 8 * Config::kRowGroups;
   return found;

@@ -17,5 +17,9 @@ DecodeKernel step_kernel_256(DType dtype, bool listed, bool features);
 DecodeKernel listed_features_64(DType dtype);
 DecodeKernel listed_features_128(DType dtype);
 DecodeKernel listed_features_256(DType dtype);
+// All of f32.
+DecodeKernel f32_step_kernel_64(bool listed, bool features);
+DecodeKernel f32_step_kernel_128(bool listed, bool features);
+DecodeKernel f32_step_kernel_256(bool listed, bool features);
 
 }  // namespace tessera::attention::cuda::sm80

@@ -45,9 +45,16 @@ Status set_cache(const AttentionProblem& problem, const CacheView& cache, bool s
   return map(&p.v_map, "v_cache", cache.v);
 }
 
+Status supports_decode(const AttentionProblem& problem) {
+  TESSERA_RETURN_IF_ERROR(check_step_problem(problem));
+  if (problem.dtype == DType::f32)
+    return unsupported("dtype=f32 over a cache is for the step kernel of every device", "dtype");
+  return {};
+}
+
 Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, const CacheView& cache,
               const CacheAppend& append, const CacheTensors& tensors, const DecodeTuning& tuning) {
-  TESSERA_RETURN_IF_ERROR(check_step_problem(problem));
+  TESSERA_RETURN_IF_ERROR(supports_decode(problem));
   TESSERA_RETURN_IF_ERROR(check_device(launch));
   if (problem.batch == 0 || problem.seqlen_q == 0) return {};
   DecodeParams p{};

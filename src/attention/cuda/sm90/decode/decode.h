@@ -7,6 +7,10 @@ namespace tessera::attention::cuda::sm90 {
 
 using namespace steps;  // what step kernels of all architectures share
 
+// Whether decode() and the tree's kernel for Hopper take the problem; unsupported or invalid_argument naming
+// the field.
+Status supports_decode(const AttentionProblem& problem);
+
 // Appends (tessera/paged.h), then attends, on launch.stream: attend_cache over device memory. Every pointer
 // is device memory, but the structs and Rotary are the host's.
 //

@@ -1,4 +1,5 @@
-// In the place of the library's common/mma.cuh: m16n8k16 as the PTX ISA lays out its fragments. Sums are
+// In the place of the library's common/mma.cuh: m16n8k16, and m16n8k8 of tf32, as the PTX ISA lays out their
+// fragments. Sums are
 // exact to double, so the bits are not the device's.
 #pragma once
 
@@ -7,28 +8,47 @@
 
 namespace tessera::attention::cuda {
 
+inline uint32_t load_shared32(uint32_t address) {
+  return load_shared<uint32_t>(address);
+}
+// To nearest, ties away from zero.
+inline uint32_t round_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (bits + 0x1000u) & 0xffffe000u;
+}
+
 template <DType kType>
 void mma(float* c, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  using T = std::conditional_t<kType == DType::f16, __half, __nv_bfloat16>;
   struct Fragments {
     uint32_t a[4], b[2];
   };
   const Fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const emulator::Shown* all = emulator::show(emulator::as_shown(mine));
   const int group = emulator::lane() / 4, quad = emulator::lane() % 4;
-  const auto value = [](uint32_t packed, int i) {
-    T pair[2];
-    std::memcpy(static_cast<void*>(pair), &packed, 4);
-    return double{static_cast<float>(pair[i])};
+  // Element k of a register pair's row: two of 16 bits a register, or one.
+  const auto value = [](const uint32_t* registers, int step, int k) {
+    if constexpr (kType == DType::f32) {
+      if ((registers[k / 4 * step] & 0x1fffu) != 0) std::abort();  // not rounded
+      float x;
+      std::memcpy(&x, &registers[k / 4 * step], 4);
+      return double{x};
+    } else {
+      using T = std::conditional_t<kType == DType::f16, __half, __nv_bfloat16>;
+      T pair[2];
+      std::memcpy(static_cast<void*>(pair), &registers[k / 8 * step], 4);
+      return double{static_cast<float>(pair[k % 2])};
+    }
   };
   double sums[2][2] = {{c[0], c[1]}, {c[2], c[3]}};  // [row group, 8 more][column 2 quad, 1 more]
-  for (int k = 0; k < 16; ++k) {
-    const int owner = k % 8 / 2;  // in its group of four lanes
+  constexpr bool kF32 = kType == DType::f32;
+  for (int k = 0; k < (kF32 ? 8 : 16); ++k) {
+    const int owner = kF32 ? k % 4 : k % 8 / 2;  // in its group of four lanes
     for (int m = 0; m < 2; ++m) {
       const auto left = emulator::seen<Fragments>(all[4 * group + owner]);
       for (int n = 0; n < 2; ++n) {
         const auto right = emulator::seen<Fragments>(all[4 * (2 * quad + n) + owner]);
-        sums[m][n] += value(left.a[m + k / 8 * 2], k % 2) * value(right.b[k / 8], k % 2);
+        sums[m][n] += value(left.a + m, 2, k) * value(right.b, 1, k);
       }
     }
   }
