@@ -296,14 +296,22 @@ struct SliceRing {
     const int64_t offset = there ? of_block * rows.batch_stride + of_slot * rows.row_stride : 0;
     const uint32_t all_there = __ballot_sync(~0u, there);
     const int threads = together() ? 32 * Config::kWarps : 32;
-    const char* const data = static_cast<const char*>(rows.data) + kBytes * (kv_head * rows.head_stride);
-#pragma unroll 1
-    for (int i = together() ? warp * 32 + lane : lane; i < 16 * kChunks; i += threads) {
-      const int row = i / kChunks, chunk = i % kChunks;
-      const int64_t at = __shfl_sync(~0u, offset, row);
+    const int thread = together() ? warp * 32 + lane : lane;
+    // A row has no more chunks than a warp lanes, or a warp takes them in columns.
+    constexpr int kColumn = kChunks < 32 ? kChunks : 32;
+    const int first_chunk = thread % kColumn;
+    const char* from =
+        static_cast<const char*>(rows.data) + kBytes * (kv_head * rows.head_stride) + 16 * first_chunk;
+#pragma unroll
+    for (int column = 0; column < kChunks; column += kColumn, from += 16 * kColumn) {
+      const int chunk = first_chunk + column;
       const bool has_column = !kFeatures || chunk * kOfChunk < p.head_dim;
-      cp_async_16(to + (chunk >> 3) * 2048 + row * 128 + (((chunk & 7) ^ (row & 7)) << 4),
-                  data + 16 * chunk + kBytes * at, has_column && (all_there >> row & 1) != 0);
+#pragma unroll 1
+      for (int row = thread / kColumn; row < 16; row += threads / kColumn) {
+        const int64_t at = __shfl_sync(~0u, offset, row);
+        cp_async_16(to + (chunk >> 3) * 2048 + row * 128 + (((chunk & 7) ^ (row & 7)) << 4),
+                    from + kBytes * at, has_column && (all_there >> row & 1) != 0);
+      }
     }
   }
 };
