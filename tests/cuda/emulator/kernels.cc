@@ -42,19 +42,14 @@ DecodeKernel listed_features_256(DType dtype) {
   return listed_features<256>(dtype);
 }
 
-template <int kDim>
-DecodeKernel f32_kernel(bool listed, bool features) {
-  if (listed && features) return step_kernel_of<float, kDim, true, true>();
-  return step_kernel_of<float, kDim>(listed, features);
-}
 DecodeKernel f32_step_kernel_64(bool listed, bool features) {
-  return f32_kernel<64>(listed, features);
+  return any_step_kernel_of<float, 64>(listed, features);
 }
 DecodeKernel f32_step_kernel_128(bool listed, bool features) {
-  return f32_kernel<128>(listed, features);
+  return any_step_kernel_of<float, 128>(listed, features);
 }
 DecodeKernel f32_step_kernel_256(bool listed, bool features) {
-  return f32_kernel<256>(listed, features);
+  return any_step_kernel_of<float, 256>(listed, features);
 }
 
 }  // namespace tessera::attention::cuda::sm80

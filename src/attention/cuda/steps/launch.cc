@@ -50,8 +50,6 @@ template Status check_rows(const char*, const Strided<const void*>&);
 template Status check_rows(const char*, const Strided<void*>&);
 
 Status check_step_problem(const AttentionProblem& p) {
-  if (p.dtype != DType::bf16 && p.dtype != DType::f16 && p.dtype != DType::f32)
-    return unsupported("dtype over a cache on CUDA must be f32, bf16 or f16", "dtype");
   if (p.v_head_dim != p.head_dim)
     return unsupported(format("v_head_dim={} of decode on CUDA must be head_dim", p.v_head_dim),
                        "v_head_dim");

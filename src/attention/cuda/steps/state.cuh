@@ -106,7 +106,6 @@ __device__ __forceinline__ void store_rounded(void* to, const float (&v)[kValues
 #pragma unroll
     for (int i = 0; i < kValues; ++i) x[i] = __fmul_rn(v[i], factor);
     store_values(static_cast<float*>(to), x);
-    return;
   } else {
     uint32_t packed[kValues / 2];
 #pragma unroll

@@ -68,10 +68,7 @@ struct TileMath {
       for (int block = 0; block < kCount; ++block) {
         uint32_t a[4];
         ldmatrix_x4(a, at[i % 4] + static_cast<uint32_t>((i / 4) * kPanelBytes + block * kSliceBytes));
-        if constexpr (kF32) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) a[j] = round_tf32(__uint_as_float(a[j]));
-        }
+        round_fragment<kTypeOf<T>>(a);
         mma<kTypeOf<T>>(s[kFirst + block], a, q[i][0], q[i][1]);
       }
     }
@@ -217,29 +214,29 @@ struct TileMath {
     if constexpr (kF32) {
       static_assert(!kGaps, "kernels of f32 have zeros there");
       multiply_slice_of_elements(o, probability, v);
-      return;
-    }
-    const uint32_t at[4] = {v + offsets.v[0], v + offsets.v[1], v + offsets.v[2], v + offsets.v[3]};
-    uint32_t keep[2] = {~0u, ~0u};
-    if constexpr (kGaps) {
-      const auto kept = [&](int of) {
-        bool is_there = of < end_key;
-        if constexpr (kFeatures) is_there = is_there && of >= view.least;
-        return is_there ? 0xffffu : 0u;
-      };
-      const int own = key + 2 * (lane % 4);
-      keep[0] = kept(own) | kept(own + 1) << 16;
-      keep[1] = kept(own + 8) | kept(own + 9) << 16;
-    }
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      uint32_t a[4];
-      ldmatrix_x4_transposed(a, at[i % 4] + static_cast<uint32_t>((i / 4) * kPanelBytes));
+    } else {
+      const uint32_t at[4] = {v + offsets.v[0], v + offsets.v[1], v + offsets.v[2], v + offsets.v[3]};
+      uint32_t keep[2] = {~0u, ~0u};
       if constexpr (kGaps) {
-        a[0] &= keep[0], a[1] &= keep[0];
-        a[2] &= keep[1], a[3] &= keep[1];
+        const auto kept = [&](int of) {
+          bool is_there = of < end_key;
+          if constexpr (kFeatures) is_there = is_there && of >= view.least;
+          return is_there ? 0xffffu : 0u;
+        };
+        const int own = key + 2 * (lane % 4);
+        keep[0] = kept(own) | kept(own + 1) << 16;
+        keep[1] = kept(own + 8) | kept(own + 9) << 16;
       }
-      mma<kTypeOf<T>>(o[i], a, probability[0], probability[1]);
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        uint32_t a[4];
+        ldmatrix_x4_transposed(a, at[i % 4] + static_cast<uint32_t>((i / 4) * kPanelBytes));
+        if constexpr (kGaps) {
+          a[0] &= keep[0], a[1] &= keep[0];
+          a[2] &= keep[1], a[3] &= keep[1];
+        }
+        mma<kTypeOf<T>>(o[i], a, probability[0], probability[1]);
+      }
     }
   }
   // Of f32, which no transposed load is for: columns lane / 4 and 8 more of keys lane % 4 and 4 more.
@@ -258,10 +255,10 @@ struct TileMath {
         for (int j = 0; j < 4; ++j) {
           const uint32_t four_keys_on = j / 2, eight_columns_on = j % 2;
           const uint32_t chunk = (i % 2 * 4u + eight_columns_on * 2u) ^ (four_keys_on * 4u);
-          a[j] = round_tf32(
-              __uint_as_float(load_shared32(at + static_cast<uint32_t>(i / 2) * kPanelBytes +
-                                            (half * 8u + four_keys_on * 4u) * 128u + (group ^ chunk * 16u))));
+          a[j] = load_shared32(at + static_cast<uint32_t>(i / 2) * kPanelBytes +
+                               (half * 8u + four_keys_on * 4u) * 128u + (group ^ chunk * 16u));
         }
+        round_fragment<kTypeOf<T>>(a);
         mma<kTypeOf<T>>(o[i], a, probability[2 * half], probability[2 * half + 1]);
       }
     }

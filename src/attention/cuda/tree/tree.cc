@@ -31,10 +31,9 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
   TreePlan plan;
   plan.problem_ = problem;
   plan.problem_.batch = static_cast<int64_t>(sequences.size());
-  // f32 has no kernel of Hopper's.
-  plan.on_hopper_ = launch.device.sm() == 90 && !options.for_any_device && problem.dtype != DType::f32;
-  TESSERA_RETURN_IF_ERROR(plan.on_hopper_ ? sm90::supports_decode(plan.problem_)
-                                          : sm80::supports_decode(launch.device, plan.problem_));
+  plan.on_hopper_ =
+      launch.device.sm() == 90 && !options.for_any_device && sm90::supports_decode(plan.problem_).ok();
+  if (!plan.on_hopper_) TESSERA_RETURN_IF_ERROR(sm80::supports_decode(launch.device, plan.problem_));
   if (problem.seqlen_q != 1) {
     return unsupported(format("seqlen_q={} of a prefix tree must be 1", problem.seqlen_q), "seqlen_q");
   }

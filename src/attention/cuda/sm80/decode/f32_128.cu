@@ -4,8 +4,7 @@
 namespace tessera::attention::cuda::sm80 {
 
 DecodeKernel f32_step_kernel_128(bool listed, bool features) {
-  if (listed && features) return step_kernel_of<float, 128, true, true>();
-  return step_kernel_of<float, 128>(listed, features);
+  return any_step_kernel_of<float, 128>(listed, features);
 }
 
 }  // namespace tessera::attention::cuda::sm80

@@ -2,8 +2,8 @@
 // SM: warps that bring their own tiles and walk them, and a warp that plans.
 //
 // The planner turns pieces into waves of units, two waves ahead. Pieces of up to 8 rows are walked apart:
-// each warp takes a unit, then the wave's states are folded in order through shared memory, warp w taking
-// rows w, w + kWarps, ... Pieces of more rows are walked together: every warp holds 8 of the rows, all copy
+// each warp takes a unit, then the wave's states are folded in order through shared memory, each row of each
+// piece by a warp. Pieces of more rows are walked together: every warp holds 8 of the rows, all copy
 // and read the same stages, and each folds its rows in registers.
 //
 // A stage holds a slice: 16 keys of K or of V, in the order in which a tile uses them: four of K, four of V.

@@ -23,6 +23,13 @@ DecodeKernel step_kernel_of(bool listed, bool features) {
   return features ? step_kernel_of<T, kDim, false, true>() : step_kernel_of<T, kDim, false, false>();
 }
 
+// Listed with features, too.
+template <typename T, int kDim>
+DecodeKernel any_step_kernel_of(bool listed, bool features) {
+  if (listed && features) return step_kernel_of<T, kDim, true, true>();
+  return step_kernel_of<T, kDim>(listed, features);
+}
+
 template <int kDim>
 DecodeKernel step_kernel_of(DType dtype, bool listed, bool features) {
   return dtype == DType::f16 ? step_kernel_of<__half, kDim>(listed, features)

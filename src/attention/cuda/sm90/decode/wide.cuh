@@ -224,6 +224,14 @@ struct WideConsumer {
     return f;
   }
 
+  // The same of four values, two of each row.
+  static __device__ __forceinline__ void fold_four(const float4& before, const FoldFactors (&f)[2],
+                                                   float* o) {
+    const float x[4] = {before.x, before.y, before.z, before.w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) o[c] = __fmaf_rn(o[c], f[c / 2].take, __fmul_rn(x[c], f[c / 2].keep));
+  }
+
   // The segment, then the unit's state: that becomes both.
   __device__ __forceinline__ void fold(float (&o)[kValues], float (&m)[2], float (&l)[2]) const {
     FoldFactors f[2];
@@ -232,11 +240,7 @@ struct WideConsumer {
     const float4* from = segment_of(warp / 4);
 #pragma unroll
     for (int i = 0; i < kValues / 4; ++i) {
-      const float4 x4 = from[128 * i];
-      const float x[4] = {x4.x, x4.y, x4.z, x4.w};
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        o[4 * i + c] = __fmaf_rn(o[4 * i + c], f[c / 2].take, __fmul_rn(x[c], f[c / 2].keep));
+      fold_four(from[128 * i], f, o + 4 * i);
     }
   }
 
@@ -265,18 +269,14 @@ struct WideConsumer {
     const float4 *half = segment_of(0), *unit = segment_of(1);
 #pragma unroll
     for (int i = 0; i < kValues / 4; ++i) {
-      const float4 x4 = half[128 * i];
-      float x[4] = {x4.x, x4.y, x4.z, x4.w};
+      float4 before = half[128 * i];
       if (kept) {
-        const float4 y4 = unit[128 * i];
-        const float y[4] = {y4.x, y4.y, y4.z, y4.w};
-#pragma unroll
-        for (int c = 0; c < 4; ++c)
-          x[c] = __fmaf_rn(y[c], first[c / 2].take, __fmul_rn(x[c], first[c / 2].keep));
+        const float4 next = unit[128 * i];
+        float both[4] = {next.x, next.y, next.z, next.w};
+        fold_four(before, first, both);
+        before = make_float4(both[0], both[1], both[2], both[3]);
       }
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        o[4 * i + c] = __fmaf_rn(o[4 * i + c], second[c / 2].take, __fmul_rn(x[c], second[c / 2].keep));
+      fold_four(before, second, o + 4 * i);
     }
     named_barrier_arrive(kHalfIsTaken, 32 * kConsumers);
   }

@@ -1,6 +1,5 @@
 // In the place of the library's common/mma.cuh: m16n8k16, and m16n8k8 of tf32, as the PTX ISA lays out their
-// fragments. Sums are
-// exact to double, so the bits are not the device's.
+// fragments. Sums are exact to double, so the bits are not the device's.
 #pragma once
 
 #include "attention/cuda/common/ptx.cuh"
@@ -16,6 +15,13 @@ inline uint32_t round_tf32(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   return (bits + 0x1000u) & 0xffffe000u;
+}
+
+template <DType kType>
+void round_fragment(uint32_t (&r)[4]) {
+  if constexpr (kType == DType::f32) {
+    for (uint32_t& x : r) x = round_tf32(__uint_as_float(x));
+  }
 }
 
 template <DType kType>
