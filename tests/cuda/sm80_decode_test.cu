@@ -488,9 +488,6 @@ TEST_F(Sm80Decode, BadProblemsAreRefusedBeforeALaunch) {
     EXPECT_EQ(status.field(), field) << status.message();
   };
   AttentionProblem p = c.problem();
-  p.dtype = DType::f32;
-  refused(p, c.view(), c.tensors(), "dtype");
-  p = c.problem();
   p.head_dim = p.v_head_dim = 264;
   refused(p, c.view(), c.tensors(), "head_dim");
   CacheView view = c.view();

@@ -19,6 +19,7 @@ struct UnitRows {
   static constexpr int kSteps = kDim / 16;
   static constexpr int kQSteps = kRowSteps<T, kDim>;
   static constexpr int kBytes = static_cast<int>(sizeof(T));
+  static constexpr int kRunBits = 16;  // more than a wave has units
   const DecodeParams& p;
   const int lane;
 
@@ -139,16 +140,22 @@ struct UnitRows {
     }
   }
 
-  // All rows of a wave of `count` units in 2^log_groups row groups, by `warps` warps. Units that are folded
-  // with nothing before them begin a run; each row of each run is one warp's. Where the first run goes on
-  // from the wave before, the last one's rows are the same warps': it may leave what the first has to read
-  // before.
-  template <typename Shared>
-  __device__ __forceinline__ void fold_rows(Shared& shared, const UnitEntry* units, int count, int log_groups,
-                                            int warp, int warps) const {
+  // What fold_rows() has to know of a wave of `count` units: bit u says that unit u begins a run, being
+  // folded with nothing before it; above them the most rows of a unit. By a whole warp.
+  __device__ __forceinline__ unsigned runs_of(const UnitEntry* units, int count) const {
     const int flags = lane < count ? units[lane].flags : 0;
     const int rows = __reduce_max_sync(~0u, lane < count ? units[lane].rows : 0);
-    const unsigned beginnings = __ballot_sync(~0u, begins_anew(flags));
+    return __ballot_sync(~0u, begins_anew(flags)) | static_cast<unsigned>(rows) << kRunBits;
+  }
+
+  // All rows of a wave of `count` units in 2^log_groups row groups, by `warps` warps: each row of each run is
+  // one warp's. Where the first run goes on from the wave before, the last one's rows are the same warps': it
+  // may leave what the first has to read before.
+  template <typename Shared>
+  __device__ __forceinline__ void fold_rows(Shared& shared, const UnitEntry* units, int count,
+                                            unsigned of_runs, int log_groups, int warp, int warps) const {
+    const unsigned beginnings = of_runs & ((1u << kRunBits) - 1);
+    const int rows = static_cast<int>(of_runs >> kRunBits);
     unsigned runs = beginnings | 1u;
     int row = warp;
     while (runs != 0) {

@@ -390,6 +390,7 @@ struct Walker {
       }
       States unit;
       unit.clear();
+      const unsigned runs = rows.runs_of(wave.unit, wave.units);
       int count = 0;
       if (warp < wave.units) {
         walk(rows, offsets, ring, w, wave.unit[warp], 0, unit);
@@ -398,7 +399,7 @@ struct Walker {
       sync_block();
       rows.hand_in(shared, warp, count, unit.m, unit.l, unit.o);
       sync_block();
-      rows.fold_rows(shared, wave.unit, wave.units, 0, warp, Config::kWarps);
+      rows.fold_rows(shared, wave.unit, wave.units, runs, 0, warp, Config::kWarps);
     }
   }
 

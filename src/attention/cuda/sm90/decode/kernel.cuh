@@ -78,6 +78,7 @@ struct Consumer {
       const Rows rows{p, kDim == 256 ? lane : this->lane};
       const int u = warp >> log_groups, row_group = warp & ((1 << log_groups) - 1);
       const int tiles = lane < units ? w.unit[lane].tiles : 0;
+      const unsigned runs = rows.runs_of(w.unit, units);  // by now: behind the walk it would be waited for
       const bool works = u < units && row_group * 8 < w.unit[u].rows;
       float m[2] = {minus_infinity(), minus_infinity()}, l[2] = {0.0f, 0.0f};
       float o[kSteps][4];
@@ -122,7 +123,7 @@ struct Consumer {
       tiles_before += static_cast<uint32_t>(place);
       if (wave == 0) mbarrier_wait(shared_address(&shared.verdict), 0);
       hand_in(rows, merges, works ? w.unit[u].rows - row_group * 8 : 0, m, l, o);
-      fold(rows, merges, w, wave > 0 || shared.guess_was_right != 0);
+      fold(rows, merges, w, runs, wave > 0 || shared.guess_was_right != 0);
       ++merges;
       arrive_as_warp(shared_address(&shared.wave_empty[slot]), lane);
     }
@@ -160,9 +161,10 @@ struct Consumer {
     arrive_as_warp(shared_address(&shared.merge_full), lane);
   }
 
-  __device__ __forceinline__ void fold(const Rows& rows, uint32_t merges, const Wave& w, bool counts) const {
+  __device__ __forceinline__ void fold(const Rows& rows, uint32_t merges, const Wave& w, unsigned runs,
+                                       bool counts) const {
     mbarrier_wait(shared_address(&shared.merge_full), merges & 1);
-    if (counts) rows.fold_rows(shared, w.unit, w.units, w.mode, warp, kConsumers);
+    if (counts) rows.fold_rows(shared, w.unit, w.units, runs, w.mode, warp, kConsumers);
     arrive_as_warp(shared_address(&shared.merge_free), lane);
   }
 };
