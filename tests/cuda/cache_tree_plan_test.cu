@@ -183,8 +183,8 @@ TEST_F(CacheTreePlanOnGpu, MistakesInTablesAreRefused) {
   refused(t, problem(c), "block_table", "of sequence 0 must be from 0 to");
   c.table[3] = id;
   AttentionProblem p = problem(c);
-  p.v_head_dim = 64;
-  refused(t, p, "v_head_dim", "must be head_dim");
+  p.v_head_dim = 60;
+  refused(t, p, "v_head_dim", "v_head_dim=60");
   const std::vector<int32_t> pads(16);
   p = problem(c);
   p.leftpad_k = pads.data();

@@ -61,6 +61,21 @@ TEST_F(Sm80Decode, OfF32) {
   check(s, "f32 split");
 }
 
+TEST_F(Sm80Decode, OtherValueHeadSizes) {
+  for (const auto& [dim, v_dim] : {std::pair{64, 128}, std::pair{128, 64}, std::pair{192, 128},
+                                   std::pair{8, 256}, std::pair{256, 8}, std::pair{72, 80}}) {
+    for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+      PagedShape s;
+      s.dtype = dtype, s.head_dim = dim, s.v_head_dim = v_dim, s.heads = 8, s.kv_heads = 2;
+      const std::string sizes = std::to_string(dim) + "/" + std::to_string(v_dim) + " " + name(dtype);
+      s.lengths = {5, 64, 300, 1500, 2100};
+      check(s, "d " + sizes);
+      s.lengths = {9000};
+      check(s, "split, d " + sizes);
+    }
+  }
+}
+
 TEST_F(Sm80Decode, EveryGroup) {
   for (const int dim : {64, 128, 256}) {
     for (const int group : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 25, 32, 33, 40, 71}) {

@@ -69,7 +69,7 @@ class Sm80Tree : public cuda_test::StepTest {
     TreePlanOptions few = always;
     few.most_rows = std::max(8, shape.heads / shape.kv_heads);
     same(few, true, "pieces of few rows");
-    if (!on_hopper() || shape.page % 8 != 0 || shape.dtype == DType::f32) return;
+    if (!on_hopper() || shape.page % 8 != 0 || !sm90::supports_decode(problem(c)).ok()) return;
     TreePlanOptions sm90 = always;
     sm90.for_any_device = false;
     same(sm90, true, "sm_90's bits");
@@ -116,6 +116,17 @@ TEST_F(Sm80Tree, ThreeLevelsAndEveryKernel) {
   }
   s.head_dim = 128, s.kv_heads = 32;
   check_tree(s, "three levels MHA f16");
+}
+
+TEST_F(Sm80Tree, OtherValueHeadSizes) {
+  for (const auto& [dim, v_dim] : {std::pair{128, 64}, std::pair{64, 128}, std::pair{192, 128}}) {
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      PagedShape s = star(16, 1024, 300, 8, 2);
+      s.head_dim = dim, s.v_head_dim = v_dim, s.dtype = dtype;
+      check_tree(s,
+                 "d " + std::to_string(dim) + "/" + std::to_string(v_dim) + " " + std::string(name(dtype)));
+    }
+  }
 }
 
 TEST_F(Sm80Tree, RaggedTreesWithPrefixesThatAreNoWholeUnits) {

@@ -143,6 +143,8 @@ TEST_F(Small, Decode) {
     int dim, page, heads, kv_heads;
     CacheLayout layout;
     std::vector<int32_t> lengths;
+    DType dtype = DType::bf16;
+    int v_dim = 0;
   };
   const Case cases[] = {
       {64, 0, 4, 4, CacheLayout::head_outside, {1, 65, 130}},
@@ -152,11 +154,15 @@ TEST_F(Small, Decode) {
       {256, 32, 2, 2, CacheLayout::head_outside, {66}},
       {40, 48, 4, 2, CacheLayout::token_outside, {5, 90}},
       {128, 64, 2, 1, CacheLayout::head_outside, {1100}},
+      // The kernel of every device.
+      {128, 20, 4, 2, CacheLayout::token_outside, {70, 0, 33}},
+      {64, 16, 12, 1, CacheLayout::head_outside, {66, 270}, DType::f32},
+      {128, 64, 4, 2, CacheLayout::head_outside, {1100}, DType::f32, 64},
   };
   for (const Case& one : cases) {
     PagedShape s;
     s.head_dim = one.dim, s.page = one.page, s.heads = one.heads, s.kv_heads = one.kv_heads;
-    s.layout = one.layout, s.lengths = one.lengths;
+    s.layout = one.layout, s.lengths = one.lengths, s.dtype = one.dtype, s.v_head_dim = one.v_dim;
     PagedCase c(s);
     AttentionProblem p = c.problem();
     p.mask.causal = false;
@@ -204,28 +210,33 @@ TEST_F(Small, PrefixTree) {
   }
 }
 
+// On Hopper by its kernel where the page is a multiple of 8, else by the one of every device.
 TEST_F(Small, PromptOverPages) {
-  PagedShape s;
-  s.tokens = 40, s.page = 64, s.heads = 4, s.kv_heads = 2, s.lengths = {40, 100};
-  PagedCase c(s);
-  AttentionProblem p = c.problem();
-  p.mask.causal = true;
-  if (launch_->device.sm() != 90) GTEST_SKIP() << "prompts over a cache are sm_90's";
-  attend(c, p, c.view(), {});
-  OracleFeatures features;
-  features.causal = true;
-  c.check(features, "a prompt of 40");
-  const auto rows = c.take_rows(40);
-  CacheView view = c.view();
-  view.seqlens = rows.lengths.as<int32_t>();
-  CacheAppend append;
-  append.seqlen = 40;
-  append.k = contiguous<const void*>(rows.k.data(), 40, s.kv_heads, s.head_dim);
-  append.v = contiguous<const void*>(rows.v.data(), 40, s.kv_heads, s.head_dim);
-  p.softcap = 2.0f;
-  attend(c, p, view, append);
-  features.softcap = 2.0;
-  c.check(features, "a prompt of 40 that appends, softcap");
+  for (const auto& [page, dim, dtype] : {std::tuple{64, 128, DType::bf16}, std::tuple{20, 128, DType::bf16},
+                                         std::tuple{20, 64, DType::f32}, std::tuple{3, 256, DType::f16}}) {
+    PagedShape s;
+    s.tokens = 40, s.page = page, s.heads = 4, s.kv_heads = 2, s.lengths = {40, 100};
+    s.head_dim = dim, s.dtype = dtype;
+    const std::string of = ", page " + std::to_string(page) + " " + name(dtype);
+    PagedCase c(s);
+    AttentionProblem p = c.problem();
+    p.mask.causal = true;
+    attend(c, p, c.view(), {});
+    OracleFeatures features;
+    features.causal = true;
+    c.check(features, "a prompt of 40" + of);
+    const auto rows = c.take_rows(40);
+    CacheView view = c.view();
+    view.seqlens = rows.lengths.as<int32_t>();
+    CacheAppend append;
+    append.seqlen = 40;
+    append.k = contiguous<const void*>(rows.k.data(), 40, s.kv_heads, s.head_dim);
+    append.v = contiguous<const void*>(rows.v.data(), 40, s.kv_heads, s.head_dim);
+    p.softcap = 2.0f;
+    attend(c, p, view, append);
+    features.softcap = 2.0;
+    c.check(features, "a prompt of 40 that appends, softcap" + of);
+  }
 }
 
 TEST_F(Small, Append) {

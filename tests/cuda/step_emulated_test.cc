@@ -27,7 +27,8 @@ struct Shape {
   DType dtype = DType::bf16;
   bool tf32_inputs = true;  // of f32: values that tf32 holds, so that only probabilities are rounded
   int heads = 2, kv_heads = 2, head_dim = 128, tokens = 1;
-  int page = 64;  // 0: contiguous
+  int v_head_dim = 0;  // 0: head_dim
+  int page = 64;       // 0: contiguous
   std::vector<int32_t> lengths;
   // Sequence b takes its first `second` blocks from sequence `first`.
   std::vector<std::pair<int, int>> shared_blocks;
@@ -82,9 +83,9 @@ class Case {
         max_blocks((*std::max_element(s.lengths.begin(), s.lengths.end()) + slots - 1) / slots),
         num_blocks(batch * max_blocks + (s.page > 0 ? 3 : 0)),
         k(s.dtype, s.tf32_inputs, size_t(num_blocks) * block()),
-        v(s.dtype, s.tf32_inputs, size_t(num_blocks) * block()),
+        v(s.dtype, s.tf32_inputs, size_t(num_blocks) * v_block()),
         q(s.dtype, s.tf32_inputs, size_t(batch * s.tokens * s.heads * s.head_dim)),
-        o(s.dtype, s.tf32_inputs, size_t(batch * s.tokens * s.heads * s.head_dim)),
+        o(s.dtype, s.tf32_inputs, size_t(batch * s.tokens * s.heads * v_dim())),
         lse(size_t(batch * s.tokens * s.heads)) {
     std::mt19937 random(kSeed);
     std::vector<int32_t> ids(static_cast<size_t>(num_blocks));
@@ -105,12 +106,14 @@ class Case {
       int first = s.leftpad.empty() ? 0 : s.leftpad[size_t(b)];
       if (s.window_left >= 0) first = std::max(first, s.lengths[size_t(b)] - s.tokens - s.window_left);
       for (int position = std::max(first, 0); position < s.lengths[size_t(b)]; ++position) {
-        for (int i = 0; i < s.kv_heads * s.head_dim; ++i) {
-          const size_t at = element(b, position, i / s.head_dim) + size_t(i % s.head_dim);
-          if (!std::isnan(k[at])) continue;  // a shared block's
-          k.set(at, normal(random));
-          v.set(at, normal(random));
-        }
+        const auto fill = [&](const Rows& rows, int dim) {
+          for (int i = 0; i < s.kv_heads * dim; ++i) {
+            const size_t at = element(b, position, i / dim, dim) + size_t(i % dim);
+            if (std::isnan(rows[at])) rows.set(at, normal(random));  // else a shared block's
+          }
+        };
+        fill(k, s.head_dim);
+        fill(v, v_dim());
       }
     }
     for (size_t i = 0; i < q.count(); ++i) q.set(i, normal(random));
@@ -119,7 +122,7 @@ class Case {
   AttentionProblem problem() const {
     AttentionProblem p;
     p.batch = batch, p.seqlen_q = s.tokens, p.heads = s.heads, p.kv_heads = s.kv_heads;
-    p.head_dim = p.v_head_dim = s.head_dim, p.dtype = s.dtype;
+    p.head_dim = s.head_dim, p.v_head_dim = v_dim(), p.dtype = s.dtype;
     p.scale = 1.0f / std::sqrt(float(s.head_dim));
     p.mask.causal = s.causal, p.mask.window_left = s.window_left, p.mask.window_right = s.window_right;
     p.softcap = s.softcap;
@@ -130,18 +133,18 @@ class Case {
   CacheView view() const {
     CacheView c;
     c.k = {k.data(), int64_t(block()), s.head_dim, int64_t{slots} * s.head_dim};
-    c.v = {v.data(), int64_t(block()), s.head_dim, int64_t{slots} * s.head_dim};
+    c.v = {v.data(), int64_t(v_block()), v_dim(), int64_t{slots} * v_dim()};
     c.num_blocks = num_blocks, c.block_size = slots;
     if (s.page > 0) c.block_table = table.data(), c.max_blocks = max_blocks;
     c.seqlens = s.lengths.data();
     return c;
   }
   CacheTensors tensors() {
-    const int64_t width = int64_t{s.heads} * s.head_dim;
+    const int64_t width = int64_t{s.heads} * s.head_dim, v_width = int64_t{s.heads} * v_dim();
     o.clear();
     std::fill(lse.begin(), lse.end(), NAN);
     return {{q.data(), s.tokens * width, width, s.head_dim},
-            {o.data(), s.tokens * width, width, s.head_dim},
+            {o.data(), s.tokens * v_width, v_width, v_dim()},
             lse.data()};
   }
 
@@ -157,15 +160,15 @@ class Case {
       const int h = row % s.heads, t = row / s.heads % s.tokens, b = row / s.heads / s.tokens;
       const std::vector<double> p = probabilities(b, t, h);
       const double sum = std::accumulate(p.begin(), p.end(), 0.0);
-      for (int d = 0; d < s.head_dim; ++d) {
+      for (int d = 0; d < v_dim(); ++d) {
         double want = 0, weight = 0;
         for (int j = 0; j < s.lengths[size_t(b)]; ++j) {
           if (p[size_t(j)] == 0) continue;
-          const double x = v[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)];
+          const double x = v[element(b, j, h / (s.heads / s.kv_heads), v_dim()) + size_t(d)];
           want += p[size_t(j)] / sum * x;
           weight += p[size_t(j)] / sum * std::fabs(x);
         }
-        const double got = o[size_t(row) * size_t(s.head_dim) + size_t(d)];
+        const double got = o[size_t(row) * size_t(v_dim()) + size_t(d)];
         const double limit = relative * (std::fabs(want) + weight) / 2 + absolute;
         ASSERT_TRUE(std::fabs(got - want) <= limit) << "sequence " << b << " token " << t << " head " << h
                                                     << " d " << d << " want " << want << " got " << got;
@@ -185,10 +188,12 @@ class Case {
   std::vector<float> lse;
 
  private:
+  int v_dim() const { return s.v_head_dim > 0 ? s.v_head_dim : s.head_dim; }
   size_t block() const { return size_t(slots) * size_t(s.kv_heads * s.head_dim); }
-  size_t element(int b, int position, int kv_head) const {
-    return size_t(table[size_t(b * max_blocks + position / slots)]) * block() +
-           size_t((kv_head * slots + position % slots) * s.head_dim);
+  size_t v_block() const { return size_t(slots) * size_t(s.kv_heads * v_dim()); }
+  size_t element(int b, int position, int kv_head, int dim) const {
+    return size_t(table[size_t(b * max_blocks + position / slots)]) * size_t(slots * s.kv_heads * dim) +
+           size_t((kv_head * slots + position % slots) * dim);
   }
   // exp(score), 0 where hidden.
   std::vector<double> probabilities(int b, int t, int h) const {
@@ -202,7 +207,7 @@ class Case {
       double x = 0;
       for (int d = 0; d < s.head_dim; ++d) {
         x += q[size_t(((b * s.tokens + t) * s.heads + h) * s.head_dim + d)] *
-             k[element(b, j, h / (s.heads / s.kv_heads)) + size_t(d)];
+             k[element(b, j, h / (s.heads / s.kv_heads), s.head_dim) + size_t(d)];
       }
       x /= std::sqrt(double(s.head_dim));
       if (s.softcap != 0) x = double{s.softcap} * std::tanh(x / double{s.softcap});
@@ -369,6 +374,8 @@ TEST_F(EmulatedStep, EachFeatureAndEachPair) {
       {"alibi", slope},
       {"leftpad", [](Shape& s) { s.leftpad = {1, 10, 299, 0, 65, 300}; }},
       {"head_dim 72", [](Shape& s) { s.head_dim = 72; }},
+      {"v_head_dim 64", [](Shape& s) { s.v_head_dim = 64; }},
+      {"v_head_dim 200", [](Shape& s) { s.v_head_dim = 200; }},
       {"page 20", [](Shape& s) { s.page = 20; }},
       {"f32", [](Shape& s) { s.dtype = DType::f32; }}};
   for (const Feature& first : features) {
@@ -402,7 +409,8 @@ TEST_F(EmulatedStep, TreesWithFeatures) {
                               {"softcap", [](Shape& s) { s.softcap = 2; }},
                               {"alibi", slope},
                               {"leftpad", [](Shape& s) { s.leftpad = {0, 5, 300, 70, 600, 0, 0, 1, 513}; }},
-                              {"head_dim 72", [](Shape& s) { s.head_dim = 72; }}};
+                              {"head_dim 72", [](Shape& s) { s.head_dim = 72; }},
+                              {"v_head_dim 64", [](Shape& s) { s.v_head_dim = 64; }}};
   for (const Feature& feature : features) {
     SCOPED_TRACE(feature.name);
     Shape s = tree_of_nine(4, 2);

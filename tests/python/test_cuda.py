@@ -124,6 +124,22 @@ def test_a_paged_cache_is_appended_to_and_read(dtype):
     assert (before != k_cache).flatten(2).any(-1).sum().item() == batch
 
 
+@pytest.mark.parametrize("page", [16, 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_rows_over_a_paged_cache(dtype, page):
+    heads, kv_heads, dim, v_dim = 4, 2, 128, 64
+    lengths, rows = [300, 40, 129], [100, 1, 129]
+    pages = -(-max(lengths) // page)
+    table = torch.randperm(3 * pages, device="cuda").to(torch.int32).reshape(3, pages)
+    k_cache, v_cache = make((3 * pages, page, kv_heads, dim), (3 * pages, page, kv_heads, v_dim), dtype=dtype, seed=1)
+    (q,) = make((sum(rows), heads, dim), dtype=dtype, seed=2)
+    ends = [torch.tensor([0, *x], device="cuda").cumsum(0).to(torch.int32) for x in (rows, lengths)]
+    out = tessera.flash_attn_varlen_func(q, k_cache, v_cache, *ends, max(rows), max(lengths), causal=True, block_table=table)
+    for b, (own, its) in enumerate(zip(q.split(rows), out.split(rows))):
+        k, v = (x[table[b].long()].reshape(-1, kv_heads, x.shape[-1])[None, : lengths[b]] for x in (k_cache, v_cache))
+        assert worst(its[None], plain(own[None], k, v, causal_mask(rows[b], lengths[b]))) <= 2e-2, b
+
+
 def test_captured_graphs_replay_on_new_data():
     q, k, v = make((2, 256, 4, 64), (2, 256, 4, 64), (2, 256, 4, 64), grad=False)
     mask = torch.rand(2, 4, 256, 256, device="cuda") < 0.5

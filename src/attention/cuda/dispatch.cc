@@ -78,6 +78,23 @@ Status run_sm80_step(Launch& launch, const AttentionProblem& problem, const Cach
   return sm80::decode(launch, problem, step.cache, step.append, step.tensors);
 }
 
+Status supports_sm90_prompt(const DeviceProperties& device, const AttentionProblem& problem) {
+  TESSERA_RETURN_IF_ERROR(only_on_hopper(device, "sm90 prefill over a cache"));
+  AttentionProblem some_keys = problem;  // seqlen_k is not read over a cache
+  some_keys.seqlen_k = 1;
+  return sm90::prefill_supports(some_keys, {});
+}
+Status run_sm90_prompt(Launch& launch, const AttentionProblem& problem, const CacheStep& step) {
+  return sm90::attend_prompt(launch, problem, step.cache, step.append, step.tensors);
+}
+Status run_sm80_prompt(Launch& launch, const AttentionProblem& problem, const CacheStep& step) {
+  return sm80::attend_prompt(launch, problem, step.cache, step.append, step.tensors);
+}
+
+constexpr Kernel<CacheStep> kPromptKernels[] = {
+    {"sm90 prefill over a cache (TMA, wgmma)", supports_sm90_prompt, run_sm90_prompt},
+    {"sm80 prefill over a cache (cp.async, mma.sync)", sm80::supports_prompt, run_sm80_prompt},
+};
 // Both give the same bits.
 constexpr Kernel<CacheStep> kStepKernels[] = {
     {"sm90 step over a cache (TMA, mma.sync)", supports_sm90_step, run_sm90_step},
@@ -85,6 +102,7 @@ constexpr Kernel<CacheStep> kStepKernels[] = {
 };
 constexpr std::span<const Kernel<ForwardTensors>> kForward{kForwardKernels};
 constexpr std::span<const Kernel<BackwardTensors>> kBackward{kBackwardKernels};
+constexpr std::span<const Kernel<CacheStep>> kPrompt{kPromptKernels};
 constexpr std::span<const Kernel<CacheStep>> kStep{kStepKernels};
 
 // The first that takes the problem, and its tensors: a kernel that refuses their strides does so before it
@@ -251,12 +269,6 @@ constexpr int64_t kPromptRows = 17;
 
 bool is_prompt(const AttentionProblem& p) {
   return p.cu_seqlens_q != nullptr || p.seqlen_q >= kPromptRows;
-}
-
-Status attend_prompt(Launch& launch, const AttentionProblem& p, const CacheView& c, const CacheAppend& append,
-                     const CacheTensors& t) {
-  TESSERA_RETURN_IF_ERROR(only_on_hopper(launch.device, "sm90 prefill over a cache"));
-  return sm90::attend_prompt(launch, p, c, append, t);
 }
 
 // A call without query rows, on any device.
@@ -440,13 +452,7 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
   const bool packed = problem.cu_seqlens_q != nullptr;
   const int64_t batches = packed ? 1 : problem.batch, rows = packed ? problem.total_q : problem.seqlen_q;
   if (batches * rows == 0) return append_alone(launch_, problem, cache, append);
-  if (is_prompt(problem)) {
-    const Status status = attend_prompt(launch_, problem, cache, append, t);
-    // What the prompt kernel does not take (no keys at all, blocks of odd sizes, other devices) the step
-    // kernel does, row by row.
-    if (status.code() != StatusCode::unsupported || packed) return status;
-  }
-  return run_best(kStep, launch_, problem, CacheStep{cache, append, t});
+  return run_best(is_prompt(problem) ? kPrompt : kStep, launch_, problem, CacheStep{cache, append, t});
 }
 
 Status CudaKernels::rope(const RopeProblem& p, const Strided<const void*>& x, const Strided<void*>& out,
@@ -502,7 +508,8 @@ Status CudaKernels::merge_states(const MergeProblem& p, std::span<const Attentio
 
 std::string explain_on(const DeviceProperties& device, const AttentionProblem& problem, Pass pass) {
   std::string lines = pass == Pass::forward
-                          ? explain_table(kForward, device, problem) + explain_table(kStep, device, problem)
+                          ? explain_table(kForward, device, problem) +
+                                explain_table(is_prompt(problem) ? kPrompt : kStep, device, problem)
                           : explain_table(kBackward, device, problem);
   if (const Status status = validate_sizes_and_options(problem); !status.ok())
     lines += status.message() + "\n";

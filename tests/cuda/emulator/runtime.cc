@@ -56,7 +56,7 @@ Status decode(tessera::cuda::Launch&, const AttentionProblem&, const CacheView&,
 Status set_cache(const AttentionProblem&, const CacheView&, bool, DecodeParams&) {
   emulator::fail("sm90::set_cache is not emulated");
 }
-DecodeKernel tree_kernel_for(DType, int, bool) {
+DecodeKernel tree_kernel_for(const AttentionProblem&) {
   emulator::fail("the sm_90 tree kernel is not emulated");
 }
 

@@ -30,6 +30,7 @@ enum class CacheLayout { head_outside, token_outside };  // [block, head, slot, 
 struct PagedShape {
   DType dtype = DType::bf16;
   int heads = 4, kv_heads = 4, head_dim = 128;
+  int v_head_dim = 0;  // 0: head_dim
   int tokens = 1;
   int page = 64;  // 0: contiguous
   CacheLayout layout = CacheLayout::head_outside;
@@ -39,6 +40,7 @@ struct PagedShape {
   std::vector<std::pair<int, int>> shared_blocks;
   float q_scale = 1.0f;
   uint32_t seed = kSeed;
+  int v_dim() const { return v_head_dim > 0 ? v_head_dim : head_dim; }
   size_t element_bytes() const { return dtype == DType::f32 ? 4 : 2; }
 };
 
@@ -102,16 +104,17 @@ struct OracleFeatures {
 
 // One block of 128 threads a (token, head): o, the sum of p |v| / l of each column, and lse.
 template <typename T>
-__global__ void oracle(const T* q, const T* k, const T* v, CacheStrides s, const int32_t* table,
-                       const int32_t* lengths, int max_blocks, int page, int tokens, int heads, int kv_heads,
-                       int dim, double scale, OracleFeatures f, double* o, double* weight, double* lse) {
+__global__ void oracle(const T* q, const T* k, const T* v, CacheStrides k_strides, CacheStrides v_strides,
+                       const int32_t* table, const int32_t* lengths, int max_blocks, int page, int tokens,
+                       int heads, int kv_heads, int dim, int v_dim, double scale, OracleFeatures f, double* o,
+                       double* weight, double* lse) {
   extern __shared__ double scores[];
   __shared__ double reduced[128];
   const int token = blockIdx.x, head = blockIdx.y, b = token / tokens, t = token % tokens;
   const int length = lengths[b], kv_head = head / (heads / kv_heads);
   const int position = length - tokens + t;
   const T* row = q + (int64_t{token} * heads + head) * dim;
-  const auto at = [&](int j) {
+  const auto at = [&](int j, const CacheStrides& s) {
     const int32_t block = table != nullptr ? table[b * max_blocks + j / page] : b;
     return block * s.block + (table != nullptr ? j % page : j) * s.slot + kv_head * s.head;
   };
@@ -123,7 +126,7 @@ __global__ void oracle(const T* q, const T* k, const T* v, CacheStrides s, const
     double x = -INFINITY;
     if (seen) {
       x = 0;
-      for (int d = 0; d < dim; ++d) x += double(float(row[d])) * double(float(k[at(j) + d]));
+      for (int d = 0; d < dim; ++d) x += double(float(row[d])) * double(float(k[at(j, k_strides) + d]));
       x *= scale;
       if (f.softcap != 0) x = f.softcap * tanh(x / f.softcap);
       if (f.slopes != nullptr) x -= double(f.slopes[head]) * abs(position - j);
@@ -145,16 +148,16 @@ __global__ void oracle(const T* q, const T* k, const T* v, CacheStrides s, const
   sum = 0;
   for (int i = 0; i < 128; ++i) sum += reduced[i];
   const int64_t out = int64_t{token} * heads + head;
-  for (int d = threadIdx.x; d < dim; d += 128) {
+  for (int d = threadIdx.x; d < v_dim; d += 128) {
     double value = 0, absolute = 0;
     for (int j = 0; j < length; ++j) {
       if (scores[j] == 0) continue;
-      const double x = double(float(v[at(j) + d]));
+      const double x = double(float(v[at(j, v_strides) + d]));
       value += scores[j] * x;
       absolute += scores[j] * fabs(x);
     }
-    o[out * dim + d] = sum == 0 ? 0 : value / sum;
-    weight[out * dim + d] = sum == 0 ? 0 : absolute / sum;
+    o[out * v_dim + d] = sum == 0 ? 0 : value / sum;
+    weight[out * v_dim + d] = sum == 0 ? 0 : absolute / sum;
   }
   if (threadIdx.x == 0) lse[out] = sum == 0 ? -INFINITY : most + log(sum);
 }
@@ -165,7 +168,7 @@ class PagedCase {
   int max_blocks = 0, num_blocks = 0;
   std::vector<int32_t> table;
   DeviceBuffer k, v, q, o, lse, table_on_device, lengths_on_device, slopes, leftpad;
-  CacheStrides strides{};
+  CacheStrides strides{}, v_strides{};
 
   explicit PagedCase(PagedShape shape_in) : shape(std::move(shape_in)) {
     const int batch = static_cast<int>(shape.lengths.size());
@@ -192,16 +195,17 @@ class PagedCase {
         }
       }
     }
-    strides = shape.layout == CacheLayout::head_outside
-                  ? CacheStrides{int64_t{slots_} * shape.kv_heads * shape.head_dim, shape.head_dim,
-                                 int64_t{slots_} * shape.head_dim}
-                  : CacheStrides{int64_t{slots_} * shape.kv_heads * shape.head_dim,
-                                 int64_t{shape.kv_heads} * shape.head_dim, shape.head_dim};
-    const size_t cache_bytes = size_t(num_blocks) * size_t(strides.block) * shape.element_bytes();
-    const size_t q_elements = size_t(batch) * size_t(shape.tokens * shape.heads * shape.head_dim);
-    k = make(cache_bytes), v = make(cache_bytes);
-    q = make(q_elements * shape.element_bytes()), o = make(q_elements * shape.element_bytes());
-    lse = make(size_t(batch * shape.tokens * shape.heads) * 4);
+    const auto strides_of = [&](int dim) {
+      return shape.layout == CacheLayout::head_outside
+                 ? CacheStrides{int64_t{slots_} * shape.kv_heads * dim, dim, int64_t{slots_} * dim}
+                 : CacheStrides{int64_t{slots_} * shape.kv_heads * dim, int64_t{shape.kv_heads} * dim, dim};
+    };
+    strides = strides_of(shape.head_dim), v_strides = strides_of(shape.v_dim());
+    const auto bytes = [&](int64_t elements) { return size_t(elements) * shape.element_bytes(); };
+    const int64_t rows = int64_t{batch} * shape.tokens * shape.heads;
+    k = make(bytes(num_blocks * strides.block)), v = make(bytes(num_blocks * v_strides.block));
+    q = make(bytes(rows * shape.head_dim)), o = make(bytes(rows * shape.v_dim()));
+    lse = make(size_t(rows) * 4);
     table_on_device = upload(table);
     lengths_on_device = upload(shape.lengths);
     cudaMemset(k.data(), 0xff, k.size());
@@ -227,7 +231,8 @@ class PagedCase {
     p.seqlen_q = shape.tokens;
     p.heads = shape.heads;
     p.kv_heads = shape.kv_heads;
-    p.head_dim = p.v_head_dim = shape.head_dim;
+    p.head_dim = shape.head_dim;
+    p.v_head_dim = shape.v_dim();
     p.dtype = shape.dtype;
     p.scale = 1.0f / std::sqrt(float(shape.head_dim));
     return p;
@@ -236,7 +241,7 @@ class PagedCase {
   CacheView view() const {
     CacheView c;
     c.k = {k.data(), strides.block, strides.slot, strides.head};
-    c.v = {v.data(), strides.block, strides.slot, strides.head};
+    c.v = {v.data(), v_strides.block, v_strides.slot, v_strides.head};
     c.num_blocks = num_blocks;
     c.block_size = slots_;
     if (shape.page > 0) {
@@ -247,9 +252,10 @@ class PagedCase {
     return c;
   }
   CacheTensors tensors() const {
-    const int64_t width = int64_t{shape.heads} * shape.head_dim;
+    const int64_t width = int64_t{shape.heads} * shape.head_dim,
+                  v_width = int64_t{shape.heads} * shape.v_dim();
     return {{q.data(), shape.tokens * width, width, shape.head_dim},
-            {o.data(), shape.tokens * width, width, shape.head_dim},
+            {o.data(), shape.tokens * v_width, v_width, shape.v_dim()},
             lse.as<float>()};
   }
 
@@ -276,7 +282,7 @@ class PagedCase {
     std::vector<int32_t> before;
     for (const int32_t length : shape.lengths) before.push_back(length - count);
     taken.lengths = upload(before);
-    const auto take = [&](DeviceBuffer& cache, std::vector<uint16_t>& whole) {
+    const auto take = [&](DeviceBuffer& cache, const CacheStrides& s, int dim, std::vector<uint16_t>& whole) {
       whole = download(cache);
       std::vector<uint16_t> left = whole, rows;
       for (size_t b = 0; b < shape.lengths.size(); ++b) {
@@ -285,9 +291,8 @@ class PagedCase {
           const int64_t block =
               shape.page > 0 ? table[b * size_t(max_blocks) + size_t(position / slots_)] : int64_t(b);
           for (int h = 0; h < shape.kv_heads; ++h) {
-            for (int d = 0; d < shape.head_dim; ++d) {
-              const auto at =
-                  size_t(block * strides.block + (position % slots_) * strides.slot + h * strides.head + d);
+            for (int d = 0; d < dim; ++d) {
+              const auto at = size_t(block * s.block + (position % slots_) * s.slot + h * s.head + d);
               const size_t halves = shape.element_bytes() / 2;  // an element is one or two
               for (size_t i = at * halves; i < (at + 1) * halves; ++i) {
                 rows.push_back(whole[i]);
@@ -300,8 +305,8 @@ class PagedCase {
       cudaMemcpy(cache.data(), left.data(), left.size() * 2, cudaMemcpyHostToDevice);
       return upload(rows);
     };
-    taken.k = take(k, taken.cache_k);
-    taken.v = take(v, taken.cache_v);
+    taken.k = take(k, strides, shape.head_dim, taken.cache_k);
+    taken.v = take(v, v_strides, shape.v_dim(), taken.cache_v);
     return taken;
   }
   static std::vector<uint16_t> download(const DeviceBuffer& buffer) {
@@ -336,14 +341,14 @@ class PagedCase {
     const int32_t* ids = shape.page > 0 ? table_on_device.as<int32_t>() : nullptr;
     fill_cache<T><<<grid, 256>>>(k.as<T>(), strides, ids, lengths_on_device.as<int32_t>(), max_blocks, slots_,
                                  shape.kv_heads, shape.head_dim, shape.seed + 1);
-    fill_cache<T><<<grid, 256>>>(v.as<T>(), strides, ids, lengths_on_device.as<int32_t>(), max_blocks, slots_,
-                                 shape.kv_heads, shape.head_dim, shape.seed + 2);
+    fill_cache<T><<<grid, 256>>>(v.as<T>(), v_strides, ids, lengths_on_device.as<int32_t>(), max_blocks,
+                                 slots_, shape.kv_heads, shape.v_dim(), shape.seed + 2);
     fill_normal<T><<<64, 256>>>(q.as<T>(), int64_t(q.size() / sizeof(T)), shape.seed + 3, shape.q_scale);
   }
   template <typename T>
   void check_as(const OracleFeatures& features, const std::string& name, double relative, double absolute) {
     const int batch = int(shape.lengths.size()), rows = batch * shape.tokens * shape.heads;
-    const size_t elements = size_t(rows) * size_t(shape.head_dim);
+    const size_t elements = size_t(rows) * size_t(shape.v_dim());
     DeviceBuffer want = make(elements * 8), weight = make(elements * 8), want_lse = make(size_t(rows) * 8);
     const int32_t longest = *std::max_element(shape.lengths.begin(), shape.lengths.end());
     // Of whole kilobytes: compute-sanitizer takes the last ones of others for outside.
@@ -351,10 +356,10 @@ class PagedCase {
     ASSERT_EQ(cudaFuncSetAttribute(oracle<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
               cudaSuccess);
     oracle<T><<<dim3(unsigned(batch * shape.tokens), unsigned(shape.heads)), 128, shared>>>(
-        q.as<T>(), k.as<T>(), v.as<T>(), strides, shape.page > 0 ? table_on_device.as<int32_t>() : nullptr,
-        lengths_on_device.as<int32_t>(), max_blocks, slots_, shape.tokens, shape.heads, shape.kv_heads,
-        shape.head_dim, double(problem().scale), features, want.as<double>(), weight.as<double>(),
-        want_lse.as<double>());
+        q.as<T>(), k.as<T>(), v.as<T>(), strides, v_strides,
+        shape.page > 0 ? table_on_device.as<int32_t>() : nullptr, lengths_on_device.as<int32_t>(), max_blocks,
+        slots_, shape.tokens, shape.heads, shape.kv_heads, shape.head_dim, shape.v_dim(),
+        double(problem().scale), features, want.as<double>(), weight.as<double>(), want_lse.as<double>());
     std::vector<double> o64(elements), w64(elements), l64(static_cast<size_t>(rows));
     cudaMemcpy(o64.data(), want.data(), elements * 8, cudaMemcpyDeviceToHost);
     cudaMemcpy(w64.data(), weight.data(), elements * 8, cudaMemcpyDeviceToHost);
@@ -371,10 +376,10 @@ class PagedCase {
       const double limit = relative * (std::fabs(o64[i]) + w64[i]) / 2 + absolute;
       worst = std::max(worst, error / limit);
       if (!(error <= limit) && bad++ == 0) {
-        const size_t row = i / size_t(shape.head_dim);
+        const size_t row = i / size_t(shape.v_dim());
         first = "token " + std::to_string(row / size_t(shape.heads)) + " head " +
                 std::to_string(row % size_t(shape.heads)) + " d " +
-                std::to_string(i % size_t(shape.head_dim)) + " want " + std::to_string(o64[i]) + " got " +
+                std::to_string(i % size_t(shape.v_dim())) + " want " + std::to_string(o64[i]) + " got " +
                 std::to_string(float(value));
       }
     }

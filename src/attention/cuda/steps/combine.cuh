@@ -98,7 +98,7 @@ struct CombinedRow {
     constexpr int kBytes = static_cast<int>(sizeof(T));
     char* to = static_cast<char*>(p.o.data) + kBytes * (batch * p.o.batch_stride + t * p.o.row_stride +
                                                         head * p.o.head_stride + lane * kLaneValues<kDim>);
-    if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) store_rounded<T>(to, row.o, row.inverse());
+    if (!kFeatures || lane * kLaneValues<kDim> < p.v_head_dim) store_rounded<T>(to, row.o, row.inverse());
     if (p.lse != nullptr && lane == 0) {
       p.lse[(int64_t{batch} * p.kv_heads * p.group + head) * p.tokens + t] = row.lse();
     }

@@ -22,8 +22,8 @@ Status refuse(const char* field, int64_t value, const char* limit) {
 // Blocks that start while the kernel before ends go to the first multiprocessors that it leaves, as many on
 // each as fit: there they take turns, and the next step starts late. Where rows are folded one by one as
 // their parts come (progress), those multiprocessors are better left to the next step.
-int shared_bytes_of_combine(const tessera::cuda::Launch& launch, const DecodeParams& p, int blocks) {
-  const int dim = kernel_dim(p.head_dim), needed = kCombineWarps * combine_rows(dim) * dim * 4;
+int shared_bytes_of_combine(const tessera::cuda::Launch& launch, const DecodeParams& p, int dim, int blocks) {
+  const int needed = kCombineWarps * combine_rows(dim) * dim * 4;
   if (launch.device.sm() != 90 || p.progress != nullptr) return needed;
   const int spread_over = launch.device.multiprocessors / 2;
   const int on_each = (blocks + spread_over - 1) / spread_over;
@@ -50,9 +50,6 @@ template Status check_rows(const char*, const Strided<const void*>&);
 template Status check_rows(const char*, const Strided<void*>&);
 
 Status check_step_problem(const AttentionProblem& p) {
-  if (p.v_head_dim != p.head_dim)
-    return unsupported(format("v_head_dim={} of decode on CUDA must be head_dim", p.v_head_dim),
-                       "v_head_dim");
   if (p.mask.tensor.kind != MaskKind::none)
     return unsupported("mask: a mask tensor over a cache is not supported; use causal, windows or leftpad",
                        "mask");
@@ -75,12 +72,13 @@ Status check_step_problem(const AttentionProblem& p) {
   return validate(plain);
 }
 
-int kernel_dim(int head_dim) {
-  return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
+int kernel_dim(const AttentionProblem& p) {
+  const int dim = std::max(p.head_dim, p.v_head_dim);
+  return dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
 }
 
 bool has_features(const AttentionProblem& p) {
-  return p.head_dim != kernel_dim(p.head_dim) || (p.mask.causal && p.seqlen_q > 1) ||
+  return p.head_dim != kernel_dim(p) || p.v_head_dim != kernel_dim(p) || (p.mask.causal && p.seqlen_q > 1) ||
          p.mask.window_left >= 0 || p.mask.window_right >= 0 || p.softcap != 0 || p.alibi_slopes != nullptr ||
          p.leftpad_k != nullptr;
 }
@@ -90,6 +88,7 @@ void set_problem(const AttentionProblem& problem, DecodeParams& p) {
   p.tokens = static_cast<int32_t>(problem.seqlen_q);
   p.kv_heads = problem.kv_heads;
   p.head_dim = problem.head_dim;
+  p.v_head_dim = problem.v_head_dim;
   p.group = problem.heads / problem.kv_heads;
   p.by_tokens = Divisor(problem.seqlen_q);
   p.by_kv_heads = Divisor(problem.kv_heads);
@@ -172,9 +171,9 @@ Result<int> set_division(tessera::cuda::Launch& launch, const AttentionProblem& 
   const int64_t partial_rows = items * p.units_most * p.piece_rows;
   // Whole items are faster from some one and a half items a block on (measured).
   if (tuning.split && 2 * items < 3 * most && p.units_most > kSplitAbove &&
-      partial_bytes(partial_rows, kernel_dim(problem.head_dim)) <= kMostPartialBytes) {
+      partial_bytes(partial_rows, kernel_dim(problem)) <= kMostPartialBytes) {
     p.may_split = 1;
-    TESSERA_RETURN_IF_ERROR(set_partials(launch, partial_rows, kernel_dim(problem.head_dim), p));
+    TESSERA_RETURN_IF_ERROR(set_partials(launch, partial_rows, kernel_dim(problem), p));
   }
   p.by_row_blocks = Divisor(p.row_blocks);
   const int blocks = p.may_split != 0 ? most : static_cast<int>(std::min<int64_t>(most, items));
@@ -219,11 +218,14 @@ Status launch_kernel(const tessera::cuda::Launch& launch, const void* kernel, in
   return tessera::cuda::to_status(cudaLaunchKernelExC(&config, kernel, arguments), format("kernel {}", name));
 }
 
-Status launch_combine(tessera::cuda::Launch& launch, const void* kernel, const DecodeParams& p) {
+Status launch_combine(tessera::cuda::Launch& launch, const AttentionProblem& problem, bool listed,
+                      const DecodeParams& p) {
+  const int dim = kernel_dim(problem);
+  const void* const kernel = combine_kernel_for(problem.dtype, dim, listed, has_features(problem));
   const int64_t rows = int64_t{p.batch} * p.tokens * p.kv_heads * p.group;
   const int blocks = static_cast<int>((rows + kCombineWarps - 1) / kCombineWarps);
-  return launch_kernel(launch, kernel, blocks, 32 * kCombineWarps, shared_bytes_of_combine(launch, p, blocks),
-                       true, &p, "decode combine");
+  return launch_kernel(launch, kernel, blocks, 32 * kCombineWarps,
+                       shared_bytes_of_combine(launch, p, dim, blocks), true, &p, "decode combine");
 }
 
 Status launch_decode(tessera::cuda::Launch& launch, const AttentionProblem& problem,
@@ -232,9 +234,7 @@ Status launch_decode(tessera::cuda::Launch& launch, const AttentionProblem& prob
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, blocks, kernel.threads, kernel.shared_bytes,
                                         tuning.early, &p, "decode"));
   if (p.may_split == 0) return {};
-  return launch_combine(
-      launch, combine_kernel_for(problem.dtype, kernel_dim(problem.head_dim), false, has_features(problem)),
-      p);
+  return launch_combine(launch, problem, false, p);
 }
 
 }  // namespace tessera::attention::cuda::steps

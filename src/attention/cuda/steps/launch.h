@@ -30,8 +30,8 @@ const void* combine_kernel_for(DType dtype, int dim, bool listed, bool features)
 
 // What a step over a cache can do; the fields of the host alone.
 Status check_step_problem(const AttentionProblem& problem);
-// Of the kernel that takes it: 64, 128 or 256.
-int kernel_dim(int head_dim);
+// Of the kernel that takes it: 64, 128 or 256, at least both head sizes.
+int kernel_dim(const AttentionProblem& problem);
 // Anything that needs the second instantiation, other head sizes too.
 bool has_features(const AttentionProblem& problem);
 void set_problem(const AttentionProblem& problem, DecodeParams& params);
@@ -57,12 +57,17 @@ template <typename Pointer>
 TokenRows<std::remove_pointer_t<Pointer>> rows_of(const Strided<Pointer>& rows) {
   return {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
 }
+inline Strided<const void*> read_only(const Strided<void*>& rows) {
+  return {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
+}
 
 // `dependent`: may start before the kernel ahead has ended (it waits itself); ignored below sm_90, which has
 // no such launches.
 Status launch_kernel(const tessera::cuda::Launch& launch, const void* kernel, int blocks, int threads,
                      int shared_bytes, bool dependent, const void* params, const char* name);
-Status launch_combine(tessera::cuda::Launch& launch, const void* kernel, const DecodeParams& params);
+// The one that folds what a decode or a tree (`listed`) has handed over.
+Status launch_combine(tessera::cuda::Launch& launch, const AttentionProblem& problem, bool listed,
+                      const DecodeParams& params);
 // set_division()'s grid of a decode, and its combine where rows may be split.
 Status launch_decode(tessera::cuda::Launch& launch, const AttentionProblem& problem,
                      const DecodeKernel& kernel, const DecodeTuning& tuning, DecodeParams& params);

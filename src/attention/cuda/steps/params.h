@@ -82,7 +82,8 @@ struct DecodeParams {
   int32_t tokens;  // query tokens of a sequence
   int32_t kv_heads, group;
   Divisor by_tokens, by_kv_heads, by_group;
-  int32_t head_dim;  // at most the kernel's; below it only with features: what is missing is zeros
+  int32_t head_dim,
+      v_head_dim;    // at most the kernel's; below it only with features: what is missing is zeros
   float scale;       // of q.k
   float scale_log2;  // scale * log2(e)
 

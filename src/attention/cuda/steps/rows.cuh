@@ -259,7 +259,7 @@ struct UnitRows {
     const int batch = p.by_tokens.quotient(token), t = token - batch * p.tokens;
     char* to = static_cast<char*>(p.o.data) + kBytes * (batch * p.o.batch_stride + t * p.o.row_stride +
                                                         head * p.o.head_stride + lane * kLaneValues<kDim>);
-    if (!kFeatures || lane * kLaneValues<kDim> < p.head_dim) {
+    if (!kFeatures || lane * kLaneValues<kDim> < p.v_head_dim) {
       store_rounded<T>(to, row.o, row.inverse());
     }
     if (p.lse != nullptr && lane == 0) {

@@ -18,9 +18,7 @@ size_t padded_bytes(const std::vector<T>& values) {
 }
 
 DecodeKernel kernel_for(bool on_hopper, const AttentionProblem& problem) {
-  const bool features = has_features(problem);
-  return on_hopper ? sm90::tree_kernel_for(problem.dtype, problem.head_dim, features)
-                   : sm80::step_kernel_for(problem.dtype, problem.head_dim, true, features);
+  return on_hopper ? sm90::tree_kernel_for(problem) : sm80::step_kernel_for(problem, true);
 }
 
 }  // namespace
@@ -54,7 +52,7 @@ Result<TreePlan> TreePlan::create(tessera::cuda::Launch& launch, const Attention
     const int64_t keys = std::min(s.keys + options.reserve, std::max(s.keys, options.capacity));
     partial_rows += (keys / kUnit + 1) * problem.heads;
   }
-  const int64_t bytes_at_most = partial_bytes(partial_rows, kernel_dim(problem.head_dim));
+  const int64_t bytes_at_most = partial_bytes(partial_rows, kernel_dim(problem));
   if (bytes_at_most > kMostPartialBytes) {
     why =
         format("not shared: partial states of all keys (with reserve={}) could take {} bytes, more than {}\n",
@@ -109,7 +107,7 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   p.partials = next(work_.partials);
   p.entries = next(work_.entries);
   p.entry_stride = work_.entry_stride;
-  TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, kernel_dim(problem_.head_dim), p));
+  TESSERA_RETURN_IF_ERROR(set_partials(launch, work_.partial_rows, kernel_dim(problem_), p));
   // Where all ends at once there is nothing to begin with earlier.
   if (on_hopper_ && work_.has_tails) {
     TESSERA_ASSIGN_OR_RETURN(
@@ -120,9 +118,7 @@ Status TreePlan::attend(tessera::cuda::Launch& launch, const CacheView& cache, c
   const DecodeKernel kernel = kernel_for(on_hopper_, problem_);
   TESSERA_RETURN_IF_ERROR(launch_kernel(launch, kernel.kernel, options_.blocks, kernel.threads,
                                         kernel.shared_bytes, true, &p, "tree"));
-  return launch_combine(
-      launch, combine_kernel_for(problem_.dtype, kernel_dim(problem_.head_dim), true, has_features(problem_)),
-      p);
+  return launch_combine(launch, problem_, true, p);
 }
 
 }  // namespace tessera::attention::cuda::steps

@@ -8,8 +8,7 @@ namespace tessera::attention::cuda::sm80 {
 Status supports_decode(const tessera::cuda::DeviceProperties& device, const AttentionProblem& problem) {
   TESSERA_RETURN_IF_ERROR(check_device(device));
   TESSERA_RETURN_IF_ERROR(check_step_problem(problem));
-  const DecodeKernel kernel = step_kernel_for(problem.dtype, problem.head_dim, false, has_features(problem));
-  return check_shared(device, kernel.shared_bytes, kernel_dim(problem.head_dim));
+  return check_shared(device, step_kernel_for(problem, false).shared_bytes, kernel_dim(problem));
 }
 
 Status set_cache(const AttentionProblem& problem, const CacheView& cache, DecodeParams& p) {
@@ -33,12 +32,13 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
   TESSERA_RETURN_IF_ERROR(set_cache(problem, cache, p));
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
   TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, p));
-  const DecodeKernel kernel = step_kernel_for(problem.dtype, problem.head_dim, false, has_features(problem));
-  return launch_decode(launch, problem, kernel, tuning, p);
+  return launch_decode(launch, problem, step_kernel_for(problem, false), tuning, p);
 }
 
-DecodeKernel step_kernel_for(DType dtype, int head_dim, bool listed, bool features) {
-  const int dim = kernel_dim(head_dim);
+DecodeKernel step_kernel_for(const AttentionProblem& problem, bool listed) {
+  const DType dtype = problem.dtype;
+  const int dim = kernel_dim(problem);
+  const bool features = has_features(problem);
   if (dtype == DType::f32) {
     return dim == 64    ? f32_step_kernel_64(listed, features)
            : dim == 128 ? f32_step_kernel_128(listed, features)

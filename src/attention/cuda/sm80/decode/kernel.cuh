@@ -13,7 +13,8 @@
 //  1. work.h's arithmetic, of steps/tile.cuh and rows.cuh: the bits are those of sm90/decode.
 //  2. Slice i of a ring is one cp.async group and lies in stage i % stages. A stage is written again only
 //     behind a barrier of the ring's warps that follows its last read.
-//  3. Keys that no row sees (from end_key on, before leftpad or every window) and columns from head_dim on
+//  3. Keys that no row sees (from end_key on, before leftpad or every window) and columns from head_dim
+//  (v_head_dim) on
 //     are 0 in shared memory and are not read from the cache.
 //  4. Wave w is planned in slot w % 4 while the walkers are in wave w - 2, fold w - 3 and are through with
 //     w - 4.
@@ -261,6 +262,9 @@ struct SliceRing {
   __device__ __forceinline__ const TokenRows<const void>& rows_of_slice() const {
     return slice < 4 ? p.k : p.v;
   }
+  __device__ __forceinline__ int columns_of_slice() const {
+    return slice < 4 ? p.head_dim : p.v_head_dim;
+  }
   // Lane or thread `thread` of kThreads copies every kThreads-th of a slice's 16-byte chunks: a column of
   // chunks, of rows that are kStep apart, or several columns of all rows.
   template <int kThreads>
@@ -269,6 +273,7 @@ struct SliceRing {
     constexpr int kStep = kColumns > 1 ? 1 : kThreads / kChunks;
     static_assert((kThreads % kChunks == 0 || kChunks % kThreads == 0) && 16 % kStep == 0);
     const TokenRows<const void>& rows = rows_of_slice();
+    [[maybe_unused]] const int columns = columns_of_slice();
     const int chunk = thread % kChunks, row = thread / kChunks;
     const int64_t of_block = __shfl_sync(~0u, block, slice & 3);
     const int64_t first_row = __shfl_sync(~0u, slot, slice & 3) + row;
@@ -282,7 +287,7 @@ struct SliceRing {
     for (int i = 0; i < 16; i += kStep, from += stride) {
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
-        const bool has_column = !kFeatures || (chunk + column * kThreads) * kOfChunk < p.head_dim;
+        const bool has_column = !kFeatures || (chunk + column * kThreads) * kOfChunk < columns;
         cp_async_16(to + column * (kThreads / 8 * 2048) + i * 128 + (group ^ ((i & 7) << 4)),
                     from + column * (kThreads * 16), has_column);
       }
@@ -291,6 +296,7 @@ struct SliceRing {
   // Rows wherever they are, and zeros for those that are not there.
   __device__ __forceinline__ void copy_rows(uint32_t to) const {
     const TokenRows<const void>& rows = rows_of_slice();
+    [[maybe_unused]] const int columns = columns_of_slice();
     int32_t of_block = 0, of_slot = 0;
     const bool there = look_up(first_key + tile * kTile + (slice & 3) * 16 + (lane & 15), of_block, of_slot);
     const int64_t offset = there ? of_block * rows.batch_stride + of_slot * rows.row_stride : 0;
@@ -305,7 +311,7 @@ struct SliceRing {
 #pragma unroll
     for (int column = 0; column < kChunks; column += kColumn, from += 16 * kColumn) {
       const int chunk = first_chunk + column;
-      const bool has_column = !kFeatures || chunk * kOfChunk < p.head_dim;
+      const bool has_column = !kFeatures || chunk * kOfChunk < columns;
 #pragma unroll 1
       for (int row = thread / kColumn; row < 16; row += threads / kColumn) {
         const int64_t at = __shfl_sync(~0u, offset, row);

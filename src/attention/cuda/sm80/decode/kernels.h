@@ -8,7 +8,7 @@ namespace tessera::attention::cuda::sm80 {
 using namespace steps;  // what step kernels of all architectures share
 
 // listed: walks a host's list of pieces, else what lengths say.
-DecodeKernel step_kernel_for(DType dtype, int head_dim, bool listed, bool features);
+DecodeKernel step_kernel_for(const AttentionProblem& problem, bool listed);
 
 // Not listed with features: those are listed_features_DIM().
 DecodeKernel step_kernel_64(DType dtype, bool listed, bool features);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention/cuda/common/division.h"
 #include "attention/cuda/common/features.h"
 #include "tessera/dtype.h"
 
@@ -36,6 +37,18 @@ constexpr ForwardConfig forward_config(DType type, int dim, bool general) {
   return general ? ForwardConfig{4, 1, 64, 2} : ForwardConfig{8, 1, 64, 1};
 }
 
+// K and V in blocks of a cache (tessera/paged.h): k_batch and v_batch lie between blocks. A contiguous cache
+// has blocks of all its rows, and its cache_batch_idx as a table of one column.
+struct CacheRows {
+  const int32_t* block_table;  // [batch][table_stride], or null: block b
+  int64_t table_stride;
+  Division by_page;
+  int num_blocks;
+  const int32_t* seqlens;  // [batch] keys before the call, or null: seqlen
+  int seqlen, appended;
+  int capacity;  // of a sequence
+};
+
 struct ForwardParams {
   const void *q, *k, *v;
   void* o;
@@ -46,6 +59,7 @@ struct ForwardParams {
   bool last_first;      // the rows with most keys first
   const uint8_t* seen;  // [batch][kv_heads][seqlen_k]: 0 where no row sees the key; or null
   Features features;
+  CacheRows cache;  // of the kernels that walk one
 };
 
 }  // namespace tessera::attention::cuda::sm80

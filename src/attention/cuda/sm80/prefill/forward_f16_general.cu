@@ -2,10 +2,10 @@
 
 namespace tessera::attention::cuda::sm80 {
 
-template void launch_forward<DType::f16, 64, true>(const ForwardParams&, unsigned, void*);
-template void launch_forward<DType::f16, 96, true>(const ForwardParams&, unsigned, void*);
-template void launch_forward<DType::f16, 128, true>(const ForwardParams&, unsigned, void*);
-template void launch_forward<DType::f16, 192, true>(const ForwardParams&, unsigned, void*);
-template void launch_forward<DType::f16, 256, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 64, true, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 96, true, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 128, true, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 192, true, false>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 256, true, false>(const ForwardParams&, unsigned, void*);
 
 }  // namespace tessera::attention::cuda::sm80

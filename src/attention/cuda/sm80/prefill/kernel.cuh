@@ -11,11 +11,13 @@
 #include "attention/cuda/common/philox.cuh"
 #include "attention/cuda/common/softmax.cuh"
 #include "attention/cuda/common/tile_copy.cuh"
+#include "attention/cuda/sm80/prefill/cache_copy.cuh"
 #include "attention/cuda/sm80/prefill/config.h"
 
 namespace tessera::attention::cuda::sm80 {
 
-template <DType kType, int kDim, bool kGeneral>
+// kCache: K and V are a cache's.
+template <DType kType, int kDim, bool kGeneral, bool kCache>
 __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(),
                                   forward_config(kType, kDim, kGeneral).resident)
     forward_kernel(const __grid_constant__ ForwardParams p) {
@@ -27,7 +29,10 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
   const Features& f = p.features;
   const int order = blockIdx.x % p.row_tiles, rest = blockIdx.x / p.row_tiles;
   const int head = rest % p.heads, batch = rest / p.heads, kv_head = head / p.group;
-  const Sequence seq = sequence_of(f, batch);
+  const Sequence seq = [&] {
+    if constexpr (kCache) return sequence_in_cache(f, p.cache, batch);
+    return sequence_of(f, batch);
+  }();
   const int first = (p.last_first ? p.row_tiles - 1 - order : order) * kConfig.rows();
   if (first >= seq.rows) return;
 
@@ -41,10 +46,19 @@ __global__ void __launch_bounds__(forward_config(kType, kDim, kGeneral).threads(
   };
   const TileCopy<kType, kDim, kConfig.rows(), kThreads> q_copy(
       at(p.q, p.q_batch, p.q_row, p.q_head, seq.first_row, head), p.q_row, p.head_dim);
-  const TileCopy<kType, kDim, kKeys, kThreads> k_copy(
-      at(p.k, p.k_batch, p.k_row, p.k_head, seq.first_key, kv_head), p.k_row, p.head_dim);
-  const TileCopy<kType, kDim, kKeys, kThreads> v_copy(
-      at(p.v, p.v_batch, p.v_row, p.v_head, seq.first_key, kv_head), p.v_row, p.v_head_dim);
+  const auto keys_copy = [&](const void* data, int64_t batch_stride, int64_t row_stride, int64_t head_stride,
+                             int dim) {
+    if constexpr (kCache) {
+      return CacheCopy<kType, kDim, kKeys, kThreads>(
+          p.cache, batch, static_cast<const char*>(data) + kv_head * head_stride * kBytes<kType>,
+          batch_stride, row_stride, dim);
+    } else {
+      return TileCopy<kType, kDim, kKeys, kThreads>(
+          at(data, batch_stride, row_stride, head_stride, seq.first_key, kv_head), row_stride, dim);
+    }
+  };
+  const auto k_copy = keys_copy(p.k, p.k_batch, p.k_row, p.k_head, p.head_dim);
+  const auto v_copy = keys_copy(p.v, p.v_batch, p.v_row, p.v_head, p.v_head_dim);
   const uint8_t* seen = nullptr;
   if constexpr (kGeneral) {
     if (p.seen != nullptr) {

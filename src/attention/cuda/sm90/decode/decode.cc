@@ -25,7 +25,7 @@ Status set_cache(const AttentionProblem& problem, const CacheView& cache, bool s
                        "block_size");
   // Boxes of whole tiles where a block has whole tiles; then boxes of 16 whole rows, for which decode has
   // kernels of their own; else boxes of 8 rows of a panel, which make the same tile as a whole box.
-  const int panels = kernel_dim(problem.head_dim) / 64;
+  const int panels = kernel_dim(problem) / 64;
   p.box_rows = !paged || cache.block_size % kTile == 0     ? kTile
                : small_boxes && cache.block_size % 16 == 0 ? 16
                                                            : 8;
@@ -49,6 +49,11 @@ Status supports_decode(const AttentionProblem& problem) {
   TESSERA_RETURN_IF_ERROR(check_step_problem(problem));
   if (problem.dtype == DType::f32)
     return unsupported("dtype=f32 over a cache is for the step kernel of every device", "dtype");
+  if (problem.v_head_dim != problem.head_dim)
+    return unsupported(
+        format("v_head_dim={} unlike head_dim={} over a cache is for the step kernel of every device",
+               problem.v_head_dim, problem.head_dim),
+        "v_head_dim");
   return {};
 }
 
@@ -63,21 +68,23 @@ Status decode(tessera::cuda::Launch& launch, const AttentionProblem& problem, co
   TESSERA_RETURN_IF_ERROR(set_rows(append, tensors, p));
   TESSERA_RETURN_IF_ERROR(append_rows(launch, problem, cache, append, p));
   const int64_t rows = int64_t{p.tokens} * p.group;
-  const DecodeKernel kernel = decode_kernel_for(problem.dtype, problem.head_dim, rows, has_features(problem),
-                                                p.box_panels > 1 && p.box_rows == 16);
+  const DecodeKernel kernel = decode_kernel_for(problem, rows, p.box_panels > 1 && p.box_rows == 16);
   return launch_decode(launch, problem, kernel, tuning, p);
 }
 
-DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features, bool small_boxes) {
-  const int dim = kernel_dim(head_dim);
+DecodeKernel decode_kernel_for(const AttentionProblem& problem, int64_t rows, bool small_boxes) {
+  const DType dtype = problem.dtype;
+  const int dim = kernel_dim(problem);
+  const bool features = has_features(problem);
   return dim == 64    ? decode_kernel_64(dtype, rows, features, small_boxes)
          : dim == 128 ? decode_kernel_128(dtype, rows, features, small_boxes)
                       : decode_kernel_256(dtype, rows, features, small_boxes);
 }
 
-DecodeKernel tree_kernel_for(DType dtype, int head_dim, bool features) {
-  const int dim = kernel_dim(head_dim);
-  if (features)
+DecodeKernel tree_kernel_for(const AttentionProblem& problem) {
+  const DType dtype = problem.dtype;
+  const int dim = kernel_dim(problem);
+  if (has_features(problem))
     return dim == 64    ? tree_features_64(dtype)
            : dim == 128 ? tree_features_128(dtype)
                         : tree_features_256(dtype);

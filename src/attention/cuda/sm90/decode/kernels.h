@@ -10,9 +10,9 @@ using namespace steps;  // what step kernels of all architectures share
 
 // The one for `rows` rows of a kv head in one piece, or for as many as there is one for; small_boxes: tiles
 // come in boxes of 16 whole rows.
-DecodeKernel decode_kernel_for(DType dtype, int head_dim, int64_t rows, bool features, bool small_boxes);
+DecodeKernel decode_kernel_for(const AttentionProblem& problem, int64_t rows, bool small_boxes);
 // The one that walks listed pieces.
-DecodeKernel tree_kernel_for(DType dtype, int head_dim, bool features);
+DecodeKernel tree_kernel_for(const AttentionProblem& problem);
 
 DecodeKernel decode_kernel_64(DType dtype, int64_t rows, bool features, bool small_boxes);
 DecodeKernel decode_kernel_128(DType dtype, int64_t rows, bool features, bool small_boxes);

@@ -3,16 +3,9 @@
 #include "attention/cuda/common/tma.h"
 #include "attention/cuda/sm90/prefill/launch.h"
 #include "attention/cuda/steps/append.h"
+#include "attention/cuda/steps/launch.h"
 
 namespace tessera::attention::cuda::sm90 {
-namespace {
-
-template <typename Pointer>
-Strided<const void*> read_only(const Strided<Pointer>& s) {
-  return {s.data, s.batch_stride, s.row_stride, s.head_stride};
-}
-
-}  // namespace
 
 Status attend_prompt(tessera::cuda::Launch& launch, const AttentionProblem& p, const CacheView& c,
                      const CacheAppend& append, const CacheTensors& t) {
@@ -35,17 +28,17 @@ Status attend_prompt(tessera::cuda::Launch& launch, const AttentionProblem& p, c
   }
   TESSERA_RETURN_IF_ERROR(prefill_supports(problem, pages));
   // All that prefill() could refuse once the new rows are written.
-  TESSERA_RETURN_IF_ERROR(check_mappable("k_cache", read_only(c.k)));
-  TESSERA_RETURN_IF_ERROR(check_mappable("v_cache", read_only(c.v)));
+  TESSERA_RETURN_IF_ERROR(check_mappable("k_cache", steps::read_only(c.k)));
+  TESSERA_RETURN_IF_ERROR(check_mappable("v_cache", steps::read_only(c.v)));
   TESSERA_RETURN_IF_ERROR(check_mappable("q", t.q));
-  TESSERA_RETURN_IF_ERROR(check_mappable("o", read_only(t.o)));
+  TESSERA_RETURN_IF_ERROR(check_mappable("o", steps::read_only(t.o)));
   Strided<const void*> q = t.q;
   if (append.seqlen > 0) {
     steps::TokenRows<const void> turned{q.data, q.batch_stride, q.row_stride, q.head_stride};
     TESSERA_RETURN_IF_ERROR(steps::write_new_rows(launch, p, c, append, turned));
     q = {turned.data, turned.batch_stride, turned.row_stride, turned.head_stride};
   }
-  return prefill(launch, problem, {q, read_only(c.k), read_only(c.v), t.o, t.lse}, pages);
+  return prefill(launch, problem, {q, steps::read_only(c.k), steps::read_only(c.v), t.o, t.lse}, pages);
 }
 
 }  // namespace tessera::attention::cuda::sm90

@@ -1,0 +1,12 @@
+#include "attention/cuda/sm80/prefill/launch.cuh"
+
+namespace tessera::attention::cuda::sm80 {
+
+template void launch_forward<DType::f16, 64, false, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 128, false, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 256, false, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 64, true, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 128, true, true>(const ForwardParams&, unsigned, void*);
+template void launch_forward<DType::f16, 256, true, true>(const ForwardParams&, unsigned, void*);
+
+}  // namespace tessera::attention::cuda::sm80
