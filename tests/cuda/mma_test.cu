@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "attention/cuda/common/mma.cuh"
+#include "attention/cuda/common/mma_tiles.cuh"
 #include "attention/cuda/common/tile_copy.cuh"
 #include "tests/cuda/support/device_array.h"
 

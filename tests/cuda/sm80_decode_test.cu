@@ -462,6 +462,15 @@ TEST_F(Sm80AttendCache, TakesStepsAndPromptsOnDevicesThatAreNoHopper) {
     f.causal = true;
     c.check(f, "attend_cache, tokens " + std::to_string(tokens));
   }
+  // No prompt kernel's tiles of these fit: row by row.
+  PagedShape s;
+  s.dtype = DType::f32, s.head_dim = 256, s.tokens = 40, s.heads = 4, s.kv_heads = 2;
+  s.lengths = {40, 100, 300};
+  PagedCase c(s);
+  attend(c);
+  OracleFeatures f;
+  f.causal = true;
+  c.check(f, "attend_cache, a prompt of f32 of 256 columns");
 }
 
 TEST_F(Sm80AttendCache, TakesBlocksOfAnySizeOnEveryDevice) {

@@ -452,7 +452,14 @@ Status CudaKernels::attend_cache(const AttentionProblem& problem, const CacheVie
   const bool packed = problem.cu_seqlens_q != nullptr;
   const int64_t batches = packed ? 1 : problem.batch, rows = packed ? problem.total_q : problem.seqlen_q;
   if (batches * rows == 0) return append_alone(launch_, problem, cache, append);
-  return run_best(is_prompt(problem) ? kPrompt : kStep, launch_, problem, CacheStep{cache, append, t});
+  const CacheStep call{cache, append, t};
+  if (is_prompt(problem)) {
+    // What no prompt kernel takes (f32 of more than 192 columns where shared memory is short) the step kernel
+    // does, 8 rows at a time.
+    const Status status = run_best(kPrompt, launch_, problem, call);
+    if (status.code() != StatusCode::unsupported || packed) return status;
+  }
+  return run_best(kStep, launch_, problem, call);
 }
 
 Status CudaKernels::rope(const RopeProblem& p, const Strided<const void*>& x, const Strided<void*>& out,

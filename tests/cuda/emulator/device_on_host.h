@@ -133,10 +133,18 @@ inline float __uint_as_float(unsigned x) {
   std::memcpy(&y, &x, sizeof y);
   return y;
 }
+inline unsigned __float_as_uint(float x) {
+  unsigned y;
+  std::memcpy(&y, &x, 4);
+  return y;
+}
 inline float __int_as_float(int x) {
   float y;
   std::memcpy(&y, &x, 4);
   return y;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>((uint64_t{a} * b) >> 32);
 }
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);

@@ -84,11 +84,6 @@ __device__ __forceinline__ void hide_outside(float (&s)[N], const Interval (&key
   }
 }
 
-__device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-  return x;
-}
 __device__ __forceinline__ float bfloat_bits_to_float(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }

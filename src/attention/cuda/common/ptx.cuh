@@ -273,6 +273,11 @@ __device__ __forceinline__ uint32_t movmatrix(uint32_t x) {
 // ---- Arithmetic -------------------------------------------------------------------------------------------
 
 // 2^x with subnormals flushed; 2^-inf = 0. Error at most 2 ulp.
+__device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "attention/cuda/common/mma.cuh"
+#include "attention/cuda/common/mma_tiles.cuh"
 
 namespace tessera::attention::cuda {
 
@@ -66,11 +66,7 @@ __device__ __forceinline__ void copy_out(uint32_t tile, void* data, int64_t row_
   for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
     if (row >= rows || chunk * 16 >= dim * kBytes<kType>) continue;
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(tile + row * kPitch<kType, kDim> + chunk * 16)
-                 : "memory");
+    const uint4 x = load_shared128(tile + row * kPitch<kType, kDim> + chunk * 16);
     *reinterpret_cast<uint4*>(static_cast<char*>(data) + row * row_stride * kBytes<kType> + chunk * 16) = x;
   }
 }
@@ -106,11 +102,7 @@ __device__ __forceinline__ void store_rows(const float (&c)[kM][kDim / 2], const
 #pragma unroll
   for (int i = 0; i < kTotal / 32; ++i) {
     const int at = i * 32 + lane, row = at / kChunks, chunk = at % kChunks;
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(tile + row * kRow + chunk * 16)
-                 : "memory");
+    const uint4 x = load_shared128(tile + row * kRow + chunk * 16);
     if (row < rows && chunk * 16 < dim * kBytes<kType>) {
       *reinterpret_cast<uint4*>(static_cast<char*>(data) + row * row_stride * kBytes<kType> + chunk * 16) = x;
     }

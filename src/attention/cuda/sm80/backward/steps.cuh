@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/cuda/common/mask.cuh"
-#include "attention/cuda/common/mma.cuh"
+#include "attention/cuda/common/mma_tiles.cuh"
 #include "attention/cuda/sm80/backward/config.h"
 
 namespace tessera::attention::cuda::sm80 {

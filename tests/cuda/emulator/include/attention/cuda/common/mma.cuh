@@ -7,8 +7,28 @@
 
 namespace tessera::attention::cuda {
 
+template <DType kType>
+inline constexpr int kBytes = kType == DType::f32 ? 4 : 2;
+template <DType kType>
+inline constexpr int kStep = 32 / kBytes<kType>;
+
 inline uint32_t load_shared32(uint32_t address) {
   return load_shared<uint32_t>(address);
+}
+inline uint4 load_shared128(uint32_t address) {
+  return load_shared<uint4>(address);
+}
+inline void store_shared32(uint32_t address, uint32_t x) {
+  std::memcpy(emulator::shared(address, 4), &x, 4);
+}
+inline void store_shared64(uint32_t address, uint32_t x, uint32_t y) {
+  const uint32_t both[2] = {x, y};
+  std::memcpy(emulator::shared(address, 8), both, 8);
+}
+template <DType kType>
+uint32_t pack2(float low, float high) {
+  static_assert(kType != DType::f32);
+  return pack2<std::conditional_t<kType == DType::f16, __half, __nv_bfloat16>>(low, high);
 }
 // To nearest, ties away from zero.
 inline uint32_t round_tf32(float x) {

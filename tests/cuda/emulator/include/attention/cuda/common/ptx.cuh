@@ -69,6 +69,11 @@ inline uint32_t movmatrix(uint32_t x) {
   return element(2 * (lane % 4)) | element(2 * (lane % 4) + 1) << 16;
 }
 
+inline float half_bits_to_float(uint16_t bits) {
+  __half x;
+  std::memcpy(static_cast<void*>(&x), &bits, 2);
+  return static_cast<float>(x);
+}
 inline float exp2_fast(float x) {
   return std::exp2(x);
 }
