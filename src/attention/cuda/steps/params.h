@@ -82,10 +82,10 @@ struct DecodeParams {
   int32_t tokens;  // query tokens of a sequence
   int32_t kv_heads, group;
   Divisor by_tokens, by_kv_heads, by_group;
-  int32_t head_dim,
-      v_head_dim;    // at most the kernel's; below it only with features: what is missing is zeros
-  float scale;       // of q.k
-  float scale_log2;  // scale * log2(e)
+  int32_t head_dim;    // of q and K; at most the kernel's, below it only with features: what is missing is 0
+  int32_t v_head_dim;  // of V and o, likewise
+  float scale;         // of q.k
+  float scale_log2;    // scale * log2(e)
 
   const int32_t* block_table;  // [batch][table_stride], or null: block = block_of[b] or b
   const int32_t* block_of;
