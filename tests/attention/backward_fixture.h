@@ -319,6 +319,31 @@ inline double worst_difference(const std::vector<float>& a, const std::vector<do
   return worst_difference(std::vector<double>(a.begin(), a.end()), b);
 }
 
+// The same rule for gradients that are there already, of kernels whose products round to `rounds_to`. The
+// slack is flash-attn's: twice what a detour over x + 0.3 loses in that type.
+inline void expect_gradients_of(BackwardCase& c, DType rounds_to) {
+  const Gradients want = c.expected();
+  Gradients plain;
+  AttentionProblem rounded = c.p;
+  rounded.dtype = rounds_to;
+  plain_backward(rounded, c.q, c.k, c.v, c.dout, &plain);
+  const auto check = [&](const char* what, CallerTensor& got, const std::vector<double>& right,
+                         const std::vector<double>& naive) {
+    double slack = 0;
+    for (const double x : right) {
+      const double there = rounded_to(rounds_to, static_cast<float>(x + 0.3));
+      slack = std::max(slack, 2 * std::abs(rounded_to(rounds_to, static_cast<float>(there - 0.3)) - x));
+    }
+    const double error = worst_difference(got.values, right);
+    const double allowed = 3 * worst_difference(naive, right) + slack;
+    EXPECT_TRUE(error <= allowed) << what << ": " << error << " over " << allowed;
+    EXPECT_TRUE(gaps_untouched(got)) << what;
+  };
+  check("dq", c.dq, want.dq, plain.dq);
+  check("dk", c.dk, want.dk, plain.dk);
+  check("dv", c.dv, want.dv, plain.dv);
+}
+
 // flash-attn's rule for gradients: at most three times the plain form's error. The slack is for what the
 // plain form does not suffer: LSE comes rounded to f32, so where a row sees one key p is not 1 and dp - delta
 // is not 0, but both only nearly. NaN stands in all that must not be read.

@@ -47,27 +47,7 @@ class Sm80Backward : public ::testing::TestWithParam<DType> {
     c.poison_unseen();
     const Status status = run_backward(*launch_, dense.mask, c);
     ASSERT_TRUE(status.ok()) << status.message();
-    const Gradients want = c.expected();
-    Gradients plain;
-    AttentionProblem rounded = c.p;
-    if (c.p.dtype == DType::f32) rounded.dtype = DType::f16;
-    plain_backward(rounded, c.q, c.k, c.v, c.dout, &plain);
-    const auto check = [&](const char* what, CallerTensor& got, const std::vector<double>& right,
-                           const std::vector<double>& naive) {
-      // flash-attn's slack: twice what a detour over x + 0.3 loses in the dtype.
-      double slack = 0;
-      for (const double x : right) {
-        const double there = rounded_to(rounded.dtype, static_cast<float>(x + 0.3));
-        slack = std::max(slack, 2 * std::abs(rounded_to(rounded.dtype, static_cast<float>(there - 0.3)) - x));
-      }
-      const double error = worst_difference(got.values, right);
-      const double allowed = 3 * worst_difference(naive, right) + slack;
-      EXPECT_TRUE(error <= allowed) << what << ": " << error << " over " << allowed;
-      EXPECT_TRUE(gaps_untouched(got)) << what;
-    };
-    check("dq", c.dq, want.dq, plain.dq);
-    check("dk", c.dk, want.dk, plain.dk);
-    check("dv", c.dv, want.dv, plain.dv);
+    expect_gradients_of(c, c.p.dtype == DType::f32 ? DType::f16 : c.p.dtype);
   }
   std::optional<tessera::cuda::Launch> launch_;
 };

@@ -39,7 +39,7 @@ inline const EmulatedThread threadIdx;
 struct EmulatedBlock {
   unsigned x = 0;
 };
-inline EmulatedBlock blockIdx;
+inline EmulatedBlock blockIdx, blockDim;
 
 template <typename A, typename B>
 std::common_type_t<A, B> min(A a, B b) {
@@ -109,6 +109,19 @@ inline void __syncthreads() {
 template <typename T>
 T __ldg(const T* from) {
   return *from;
+}
+template <typename T>
+T __ldcg(const T* from) {
+  return *from;
+}
+template <typename T>
+void __stcg(T* to, T value) {
+  *to = value;
+}
+inline unsigned atomicAdd(unsigned* to, unsigned value) {  // blocks run one after the other
+  const unsigned before = *to;
+  *to += value;
+  return before;
 }
 inline float __fmul_rn(float a, float b) {
   return a * b;

@@ -3,24 +3,19 @@
 #include "attention/cuda/sm80/prefill/kernel.cuh"
 #include "attention/cuda/sm80/prefill/launch.h"
 #include "core/cuda/device.h"
+#include "tests/cuda/emulator/grid.h"
 
 namespace tessera::attention::cuda::sm80 {
 
-alignas(1024) char shared[163 * 1024];  // the kernels' shared memory
+alignas(1024) char shared[kSharedOfDevice];
 
 // What launch.cuh does on a device.
 template <DType kType, int kDim, bool kGeneral, bool kCache>
 void launch_forward(const ForwardParams& params, unsigned blocks, void*) {
   if constexpr (kCache || kDim == 64 || kDim == 128) {
     constexpr ForwardConfig kConfig = forward_config(kType, kDim, kGeneral);
-    constexpr size_t kBytes = kConfig.shared_bytes(kPitch<kType, kDim>);
-    if (kBytes > sizeof shared) emulator::fail("more shared memory than the emulator's device has");
-    emulator::set_shared(reinterpret_cast<unsigned char*>(shared), kBytes);
-    for (unsigned block = 0; block < blocks; ++block) {
-      blockIdx.x = block;
-      emulator::run_block(static_cast<int>(block), kConfig.threads(),
-                          [&] { forward_kernel<kType, kDim, kGeneral, kCache>(params); });
-    }
+    run_grid(blocks, kConfig.threads(), kConfig.shared_bytes(kPitch<kType, kDim>),
+             [&] { forward_kernel<kType, kDim, kGeneral, kCache>(params); });
   } else {
     emulator::fail("over tensors, head sizes of 64 and 128 are emulated");
   }

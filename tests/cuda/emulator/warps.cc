@@ -169,6 +169,10 @@ void barrier(int id, int threads) {
   while (b.phase == phase) yield();
 }
 
+void pause() {
+  yield();
+}
+
 unsigned char* shared(uint32_t address, int bytes) {
   if (address + static_cast<size_t>(bytes) > shared_bytes) fail("an address outside shared memory");
   return shared_memory + address;

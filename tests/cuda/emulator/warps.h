@@ -46,6 +46,7 @@ T seen(const Shown& s) {
 }
 
 void barrier(int id, int threads);  // bar.sync
+void pause();                       // of who asks again and again: lets others go on
 
 unsigned char* shared(uint32_t address, int bytes);
 uint32_t shared_address(const void* pointer);

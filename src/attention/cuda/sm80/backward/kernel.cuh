@@ -39,19 +39,6 @@ inline constexpr bool kAddsInMemory = false;
 __device__ __forceinline__ void add4(float4*, const float*) {}
 #endif
 
-// As mbarrier_test, with what sm_80 has.
-__device__ __forceinline__ bool mbarrier_passed(uint32_t barrier, uint32_t parity) {
-  uint32_t passed;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}\n"
-      : "=r"(passed)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return passed != 0;
-}
-
 template <DType kType, int kDim, bool kGeneral>
 __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads(), 1)
     backward_kernel(const __grid_constant__ BackwardParams p) {

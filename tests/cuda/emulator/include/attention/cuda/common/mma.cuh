@@ -30,6 +30,21 @@ uint32_t pack2(float low, float high) {
   static_assert(kType != DType::f32);
   return pack2<std::conditional_t<kType == DType::f16, __half, __nv_bfloat16>>(low, high);
 }
+template <DType kType>
+float unpack(uint32_t packed, int half) {
+  using T = std::conditional_t<kType == DType::f16, __half, __nv_bfloat16>;
+  T pair[2];
+  std::memcpy(static_cast<void*>(pair), &packed, 4);
+  return static_cast<float>(pair[half]);
+}
+template <DType kType>
+float unpack_low(uint32_t packed) {
+  return unpack<kType>(packed, 0);
+}
+template <DType kType>
+float unpack_high(uint32_t packed) {
+  return unpack<kType>(packed, 1);
+}
 // To nearest, ties away from zero.
 inline uint32_t round_tf32(float x) {
   uint32_t bits;

@@ -11,6 +11,28 @@ inline uint32_t shared_address(const void* pointer) {
 inline void named_barrier_sync(uint32_t id, uint32_t threads) {
   emulator::barrier(static_cast<int>(id), static_cast<int>(threads));
 }
+// Eight bytes of shared memory, here the arrivals of a phase, those that it still waits for, and the phase.
+struct EmulatedBarrier {
+  uint16_t arrivals, pending;
+  uint32_t phase;
+};
+inline EmulatedBarrier& mbarrier(uint32_t address) {
+  return *reinterpret_cast<EmulatedBarrier*>(emulator::shared(address, sizeof(EmulatedBarrier)));
+}
+inline void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
+  mbarrier(barrier) = {static_cast<uint16_t>(arrivals), static_cast<uint16_t>(arrivals), 0};
+}
+inline void mbarrier_arrive(uint32_t barrier) {
+  EmulatedBarrier& b = mbarrier(barrier);
+  if (--b.pending != 0) return;
+  b.pending = b.arrivals;
+  ++b.phase;
+}
+inline bool mbarrier_passed(uint32_t barrier, uint32_t parity) {
+  if ((mbarrier(barrier).phase & 1) != parity) return true;
+  emulator::pause();
+  return false;
+}
 inline void cp_async_16(uint32_t shared, const void* global, bool valid) {
   emulator::copy_async(shared, global, valid);
 }
@@ -31,6 +53,9 @@ inline int32_t load_now(const int32_t* address) {
 }
 inline uint32_t load_acquire(const uint32_t* address) {
   return *address;
+}
+inline void add_release(uint32_t* address, uint32_t value) {
+  *address += value;
 }
 inline void dependency_wait() {}
 inline void dependency_launch() {}
