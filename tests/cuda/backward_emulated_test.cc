@@ -71,6 +71,30 @@ TEST_F(EmulatedBackward, PlainTiles) {
   }
 }
 
+// sm_86 and sm_89 have 99 KB.
+TEST_F(EmulatedBackward, TilesForLittleSharedMemory) {
+  launch_.device.minor = 9, launch_.device.shared_bytes = 99 * 1024;
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+    for (const int dim : {64, 96, 128, 192, 256}) {
+      for (const bool masked : {false, true}) {
+        SCOPED_TRACE(std::string(name(dtype)) + " dim " + std::to_string(dim) +
+                     (masked ? " causal, dropout" : ""));
+        DenseCase c(dtype, 1, 90, 150, 2, dim, kSeed);
+        c.p.kv_heads = 1;
+        c.p.mask.causal = masked;
+        if (masked) c.add(Feature::dropout);
+        if (dtype == DType::f32 && dim > 128) {
+          const Status status = sm80::supports_backward(launch_.device, c.p);
+          EXPECT_EQ(status.field(), "head_dim") << status.message();
+          continue;
+        }
+        check(c);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_F(EmulatedBackward, NoRowsOrNoKeys) {
   for (const auto& [rows, keys] : {std::pair{0, 200}, {70, 0}, {70, 200}}) {
     SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(keys));

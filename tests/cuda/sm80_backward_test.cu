@@ -80,6 +80,21 @@ TEST_P(Sm80Backward, EveryDimension) {
   }
 }
 
+// The tiles of sm_86 and sm_89.
+TEST_P(Sm80Backward, EveryDimensionInLittleSharedMemory) {
+  launch_->device.shared_bytes = 99 * 1024;
+  for (const int dim : {8, 64, 72, 96, 128, 136, 192, 256}) {
+    if (GetParam() == DType::f32 && dim > 128) continue;  // refused
+    for (const bool causal : {false, true}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + " causal " + std::to_string(causal));
+      DenseCase c(GetParam(), 2, 150, 333, 2, dim, kSeed);
+      c.p.mask.causal = causal;
+      run_and_check(c);
+      if (HasFailure()) return;
+    }
+  }
+}
+
 TEST_P(Sm80Backward, NoRowsOrNoKeysAfterAProblemThatHasThem) {
   for (const auto& [rows, keys] : {std::pair{70, 200}, {0, 200}, {70, 0}, {70, 200}}) {
     SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(keys));

@@ -14,36 +14,54 @@ struct Variant {
   int (*resident)(int);
   void (*launch)(const BackwardParams&, void*);
   BackwardConfig config;
+  int64_t shared_bytes;
 };
 
-template <DType kType, int kDim, bool kGeneral>
-constexpr Variant variant() {
-  return {resident_backward<kType, kDim, kGeneral>, launch_backward<kType, kDim, kGeneral>,
-          backward_config(kType, kDim, kGeneral)};
+template <DType kType, int kDim, BackwardTiles kTiles>
+Variant variant() {
+  constexpr BackwardConfig kConfig = backward_config(kType, kDim, kTiles);
+  constexpr int kElement = kType == DType::f32 ? 4 : 2;
+  return {resident_backward<kType, kDim, kTiles>, launch_backward<kType, kDim, kTiles>, kConfig,
+          kConfig.shared_bytes(kDim * kElement + 16, kConfig.keys * kElement + 16)};
 }
 
-template <DType kType, bool kGeneral>
+template <DType kType, BackwardTiles kTiles>
 Variant variant_of(int dim) {
-  switch (dim) {
-    case 64:
-      return variant<kType, 64, kGeneral>();
-    case 96:
-      return variant<kType, 96, kGeneral>();
-    case 128:
-      return variant<kType, 128, kGeneral>();
-    case 192:
-      return variant<kType, 192, kGeneral>();
-    default:
-      return variant<kType, 256, kGeneral>();
+  constexpr bool kSmall = kTiles == BackwardTiles::small;
+  if constexpr (!kSmall) {
+    if (dim == 64) return variant<kType, 64, kTiles>();
   }
+  if (dim == 96) return variant<kType, 96, kTiles>();
+  if constexpr (!kSmall || kType != DType::f32) {
+    if (dim == 192) return variant<kType, 192, kTiles>();
+    if (dim == 256) return variant<kType, 256, kTiles>();
+  }
+  return variant<kType, 128, kTiles>();
 }
 
-Variant variant_of(DType type, int dim, bool general) {
-  if (type == DType::f32) return variant_of<DType::f32, true>(dim);
-  if (type == DType::f16) {
-    return general ? variant_of<DType::f16, true>(dim) : variant_of<DType::f16, false>(dim);
+Variant variant_of(DType type, int dim, BackwardTiles tiles) {
+  const auto of = [&]<DType kType>() {
+    if (tiles == BackwardTiles::small) return variant_of<kType, BackwardTiles::small>(dim);
+    if constexpr (kType != DType::f32) {
+      if (tiles == BackwardTiles::plain) return variant_of<kType, BackwardTiles::plain>(dim);
+    }
+    return variant_of<kType, BackwardTiles::general>(dim);
+  };
+  return type == DType::f32   ? of.operator()<DType::f32>()
+         : type == DType::f16 ? of.operator()<DType::f16>()
+                              : of.operator()<DType::bf16>();
+}
+
+// The first that fits the device: the plain tiles where no feature asks for more, the general, the small.
+Variant choose(const tessera::cuda::DeviceProperties& device, const AttentionProblem& p) {
+  const int dim = dim_class(p.head_dim, p.v_head_dim);
+  if (!make_features(p).general()) {
+    const Variant plain = variant_of(p.dtype, dim, BackwardTiles::plain);
+    if (plain.shared_bytes <= device.shared_bytes) return plain;
   }
-  return general ? variant_of<DType::bf16, true>(dim) : variant_of<DType::bf16, false>(dim);
+  const Variant general = variant_of(p.dtype, dim, BackwardTiles::general);
+  if (general.shared_bytes <= device.shared_bytes || !has_small_tiles(p.dtype, dim)) return general;
+  return variant_of(p.dtype, dim, BackwardTiles::small);
 }
 
 int64_t tiles_of(int64_t length, int tile) {
@@ -101,12 +119,10 @@ Status supports_backward(const tessera::cuda::DeviceProperties& device, const At
                               p.mask.ancestors.tree_keys),
                        "ancestors.tree_keys");
   }
-  const int dim = dim_class(p.head_dim, p.v_head_dim), element = p.dtype == DType::f32 ? 4 : 2;
-  const BackwardConfig config = variant_of(p.dtype, dim, make_features(p).general()).config;
   TESSERA_RETURN_IF_ERROR(check_blocks(
       std::max(p.batch * p.heads * tiles_of(p.seqlen_q, 32), p.batch * p.kv_heads * tiles_of(p.seqlen_k, 32)),
       p));
-  return check_shared(device, config.shared_bytes(dim * element + 16, config.keys * element + 16), dim);
+  return check_shared(device, choose(device, p).shared_bytes, dim_class(p.head_dim, p.v_head_dim));
 }
 
 Status backward(tessera::cuda::Launch& launch, const AttentionProblem& p, const BackwardTensors& t) {
@@ -117,7 +133,7 @@ Status backward(tessera::cuda::Launch& launch, const AttentionProblem& p, const 
   BackwardParams params{};
   params.features = make_features(p);
   const int dim = dim_class(p.head_dim, p.v_head_dim);
-  const Variant variant = variant_of(p.dtype, dim, params.features.general());
+  const Variant variant = choose(launch.device, p);
   set_tensors(t, &params);
   params.batch = static_cast<int>(p.batch);
   params.heads = p.heads;

@@ -28,9 +28,25 @@ struct BackwardConfig {
   }
 };
 
+// Problems without features, with any, and with any in the shared memory of few devices.
+enum class BackwardTiles { plain, general, small };
+
+// Tiles that fit the 99 KB of sm_86 and sm_89: f32 of 64 columns has them already, of more than 128 none.
+constexpr bool has_small_tiles(DType type, int dim) {
+  return type == DType::f32 ? dim > 64 && dim <= 128 : dim > 64;
+}
+
 // 32 x 32 (or 32 x 64) of scores a warp: the fewest bytes of shared memory per product that leave room for dk
-// and dv in registers. All fit the 163 KB of sm_80.
-constexpr BackwardConfig backward_config(DType type, int dim, bool general) {
+// and dv in registers. All fit the 163 KB of sm_80; of those for 64 columns the general ones fit 99 KB.
+constexpr BackwardConfig backward_config(DType type, int dim, BackwardTiles tiles) {
+  const bool general = tiles != BackwardTiles::plain;
+  if (tiles == BackwardTiles::small) {
+    if (type == DType::f32) return {4, 32, 32, 2, 2, 2, 1};
+    if (dim <= 96) return {8, 64, 64, 4, 4, 4, 2};
+    if (dim <= 128) return {8, 64, 64, 4, 2, 2, 1};
+    if (dim <= 192) return {8, 32, 64, 2, 2, 2, 1};
+    return {4, 32, 32, 2, 2, 2, 1};
+  }
   if (type == DType::f32) {
     if (dim <= 128) return {4, 32, 64, 2, 2, 2, 2};
     return {4, 32, 32, 2, 2, 2, 1};

@@ -39,10 +39,11 @@ inline constexpr bool kAddsInMemory = false;
 __device__ __forceinline__ void add4(float4*, const float*) {}
 #endif
 
-template <DType kType, int kDim, bool kGeneral>
-__global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads(), 1)
+template <DType kType, int kDim, BackwardTiles kTiles>
+__global__ void __launch_bounds__(backward_config(kType, kDim, kTiles).threads(), 1)
     backward_kernel(const __grid_constant__ BackwardParams p) {
-  constexpr BackwardConfig kConfig = backward_config(kType, kDim, kGeneral);
+  constexpr BackwardConfig kConfig = backward_config(kType, kDim, kTiles);
+  constexpr bool kGeneral = kTiles != BackwardTiles::plain;
   constexpr int kThreads = kConfig.threads(), kRows = kConfig.rows, kKeys = kConfig.keys;
   constexpr int kRow = kPitch<kType, kDim>, kScoreRow = kPitch<kType, kKeys>;
   // Slabs of 16 and pairs of 8 columns of each product, per warp.
@@ -311,7 +312,7 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
     }
     // dq leaves between parts of dk: all at once, it would stand in the way of the next step's loads (4 %).
     // Nothing loads past it, so parts are as long as they may.
-    constexpr int kParts = 4, kPartRows = kRows / kParts;
+    constexpr int kParts = kRows / kStep<kType> < 4 ? kRows / kStep<kType> : 4, kPartRows = kRows / kParts;
     static_assert(kPartRows % kStep<kType> == 0);
     const uint32_t dk_a = lane_a<kType, Stored::k_first, kScoreRow>(ds_tile + gradient_row * kBytes<kType>),
                    dk_b = lane_b<kType, Stored::k_first, kRow>(q_now + gradient_column * kBytes<kType>);
@@ -431,13 +432,13 @@ __global__ void __launch_bounds__(256)
 }
 
 // After: dq = scale * dq_sums, in the tensor's type. One CTA a row tile, threads as in backward_kernel.
-template <DType kType, int kDim, bool kGeneral>
-__global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads())
+template <DType kType, int kDim, BackwardTiles kTiles>
+__global__ void __launch_bounds__(backward_config(kType, kDim, kTiles).threads())
     backward_finish_kernel(const __grid_constant__ BackwardParams p) {
-  constexpr BackwardConfig kConfig = backward_config(kType, kDim, kGeneral);
+  constexpr BackwardConfig kConfig = backward_config(kType, kDim, kTiles);
   constexpr int kThreads = kConfig.threads(), kRows = kConfig.rows;
   constexpr int kQueryM = kRows / kConfig.query_warps / 16;
-  constexpr int kQueryColumns = kDim / (kConfig.warps / kConfig.query_warps), kTiles = kQueryColumns / 8;
+  constexpr int kQueryColumns = kDim / (kConfig.warps / kConfig.query_warps), kEights = kQueryColumns / 8;
   extern __shared__ __align__(128) char shared[];
   const Features& f = p.features;
   const int row_tile = blockIdx.x % p.row_tiles, rest = blockIdx.x / p.row_tiles;
@@ -452,11 +453,11 @@ __global__ void __launch_bounds__(backward_config(kType, kDim, kGeneral).threads
       reinterpret_cast<const float4*>(p.dq_sums) + int64_t{blockIdx.x} * (kRows * kDim / 4) + threadIdx.x;
   constexpr int kRow = kPitch<kType, kDim>;
 #pragma unroll
-  for (int i = 0; i < kQueryM * kTiles; ++i) {
+  for (int i = 0; i < kQueryM * kEights; ++i) {
     const float4 x = begun ? __ldcg(sums + i * kThreads) : float4{0, 0, 0, 0};
     const uint32_t to =
-        tile + (warp % kConfig.query_warps * kQueryM * 16 + i / kTiles * 16 + lane / 4) * kRow +
-        (warp / kConfig.query_warps * kQueryColumns + i % kTiles * 8 + lane % 4 * 2) * kBytes<kType>;
+        tile + (warp % kConfig.query_warps * kQueryM * 16 + i / kEights * 16 + lane / 4) * kRow +
+        (warp / kConfig.query_warps * kQueryColumns + i % kEights * 8 + lane % 4 * 2) * kBytes<kType>;
     if constexpr (kType == DType::f32) {
       store_shared64(to, __float_as_uint(x.x * f.scale), __float_as_uint(x.y * f.scale));
       store_shared64(to + 8 * kRow, __float_as_uint(x.z * f.scale), __float_as_uint(x.w * f.scale));

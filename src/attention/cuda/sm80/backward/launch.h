@@ -5,13 +5,13 @@
 
 namespace tessera::attention::cuda::sm80 {
 
-// CTAs of backward_kernel<kType, kDim, kGeneral> that surely run at the same time on the current device.
-template <DType kType, int kDim, bool kGeneral>
+// CTAs of backward_kernel<kType, kDim, kTiles> that surely run at the same time on the current device.
+template <DType kType, int kDim, BackwardTiles kTiles>
 int resident_backward(int multiprocessors);
 
 // The preparation, the kernel and the conversion of dq on the stream (cudaStream_t). The first error is left
 // for the caller to fetch.
-template <DType kType, int kDim, bool kGeneral>
+template <DType kType, int kDim, BackwardTiles kTiles>
 void launch_backward(const BackwardParams& params, void* stream);
 
 }  // namespace tessera::attention::cuda::sm80
