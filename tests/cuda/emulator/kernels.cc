@@ -5,6 +5,7 @@
 
 #include "attention/cuda/steps/append.cu"   // NOLINT: device code, here the host's
 #include "attention/cuda/steps/combine.cu"  // NOLINT
+#include "tests/cuda/emulator/grid.h"
 
 namespace tessera::attention::cuda {
 // The kernels' shared memory.
@@ -76,12 +77,9 @@ template <typename Params>
 cudaError_t run(const void* kernel, void* argument, const cudaLaunchConfig_t& config) {
   const auto function = reinterpret_cast<void (*)(Params)>(const_cast<void*>(kernel));
   const Params& params = *static_cast<const Params*>(argument);
-  emulator::set_shared(is_combine(kernel) ? steps::combine_memory : sm80::memory, config.dynamicSmemBytes);
-  for (unsigned block = 0; block < config.gridDim.x; ++block) {
-    blockIdx.x = block;
-    emulator::run_block(static_cast<int>(block), static_cast<int>(config.blockDim.x),
-                        [&] { function(params); });
-  }
+  emulator::run_grid(config.gridDim.x, static_cast<int>(config.blockDim.x),
+                     is_combine(kernel) ? steps::combine_memory : sm80::memory, config.dynamicSmemBytes,
+                     [&] { function(params); });
   return cudaSuccess;
 }
 

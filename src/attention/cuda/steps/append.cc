@@ -14,7 +14,7 @@ constexpr int64_t kMost = int64_t{1} << 30;
 
 Status write_new_rows(tessera::cuda::Launch& launch, const AttentionProblem& problem, const CacheView& cache,
                       const CacheAppend& append, TokenRows<const void>& q) {
-  const bool paged = cache.block_table != nullptr, packed = problem.cu_seqlens_q != nullptr;
+  const bool packed = problem.cu_seqlens_q != nullptr;
   AppendParams a{};
   a.k = rows_of(append.k);
   a.v = rows_of(append.v);
@@ -32,10 +32,9 @@ Status write_new_rows(tessera::cuda::Launch& launch, const AttentionProblem& pro
   a.v_head_dim = problem.v_head_dim;
   a.block_table = cache.block_table;
   a.block_of = cache.cache_batch_idx;
-  a.table_stride = cache.table_stride > 0 ? cache.table_stride : cache.max_blocks;
+  a.table_stride = table_stride_of(cache);
   a.page = static_cast<int32_t>(cache.block_size);
-  a.capacity =
-      static_cast<int32_t>(std::min(kMost, paged ? cache.max_blocks * cache.block_size : cache.block_size));
+  a.capacity = capacity_of(cache);
   a.num_blocks = static_cast<int32_t>(cache.num_blocks);
   a.seqlens = cache.seqlens;
   a.seqlen = static_cast<int32_t>(cache.seqlen);

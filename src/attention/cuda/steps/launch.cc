@@ -122,14 +122,13 @@ Status set_table(const AttentionProblem& problem, const CacheView& cache, Decode
   if (cache.seqlen < 0 || cache.seqlen > kMost) return refuse("seqlen", cache.seqlen, "from 0 to 2^30");
   p.block_table = cache.block_table;
   p.block_of = cache.cache_batch_idx;
-  p.table_stride = cache.table_stride > 0 ? cache.table_stride : cache.max_blocks;
+  p.table_stride = table_stride_of(cache);
   p.page = static_cast<int32_t>(cache.block_size);
   p.num_blocks = static_cast<int32_t>(cache.num_blocks);
   p.by_page = Divisor(cache.block_size);
   p.seqlens = cache.seqlens;
   p.seqlen = static_cast<int32_t>(cache.seqlen);
-  p.capacity =
-      static_cast<int32_t>(std::min(kMost, paged ? cache.max_blocks * cache.block_size : cache.block_size));
+  p.capacity = capacity_of(cache);
   p.units_most = std::max(1, (p.capacity + kUnit - 1) / kUnit);
   return {};
 }

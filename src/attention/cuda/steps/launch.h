@@ -1,6 +1,8 @@
 // The host side of a step over a cache: what is the same for the kernels of every architecture.
 #pragma once
 
+#include <algorithm>
+
 #include "attention/cuda/common/slots.h"
 #include "attention/cuda/steps/params.h"
 #include "core/cuda/device.h"
@@ -57,6 +59,16 @@ template <typename Pointer>
 TokenRows<std::remove_pointer_t<Pointer>> rows_of(const Strided<Pointer>& rows) {
   return {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
 }
+// Entries of a sequence in the block table.
+inline int64_t table_stride_of(const CacheView& cache) {
+  return cache.table_stride > 0 ? cache.table_stride : cache.max_blocks;
+}
+// Keys that a sequence has room for, as kernels count them.
+inline int32_t capacity_of(const CacheView& cache) {
+  const int64_t slots = cache.block_table != nullptr ? cache.max_blocks * cache.block_size : cache.block_size;
+  return static_cast<int32_t>(std::min(int64_t{1} << 30, slots));
+}
+
 inline Strided<const void*> read_only(const Strided<void*>& rows) {
   return {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
 }

@@ -15,11 +15,8 @@ Status set_cache(const AttentionProblem& problem, const CacheView& cache, Decode
   TESSERA_RETURN_IF_ERROR(set_table(problem, cache, p));
   TESSERA_RETURN_IF_ERROR(check_rows("k_cache", cache.k));
   TESSERA_RETURN_IF_ERROR(check_rows("v_cache", cache.v));
-  const auto read = [](const Strided<void*>& rows) {
-    return TokenRows<const void>{rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
-  };
-  p.k = read(cache.k);
-  p.v = read(cache.v);
+  p.k = rows_of(read_only(cache.k));
+  p.v = rows_of(read_only(cache.v));
   return {};
 }
 

@@ -1,7 +1,5 @@
 #include "attention/cuda/sm80/prefill/forward.h"
 
-#include <algorithm>
-
 #include "attention/cuda/common/seen_keys.h"
 #include "attention/cuda/common/slots.h"
 #include "attention/cuda/sm80/checks.h"
@@ -113,14 +111,13 @@ CacheRows rows_of_cache(const CacheView& c, const CacheAppend& append) {
   const bool paged = c.block_table != nullptr;
   CacheRows rows{};
   rows.block_table = paged ? c.block_table : c.cache_batch_idx;
-  rows.table_stride = !paged ? 1 : c.table_stride > 0 ? c.table_stride : c.max_blocks;
+  rows.table_stride = paged ? steps::table_stride_of(c) : 1;
   rows.by_page = Division(static_cast<uint32_t>(c.block_size));
   rows.num_blocks = static_cast<int>(c.num_blocks);
   rows.seqlens = c.seqlens;
   rows.seqlen = static_cast<int>(c.seqlen);
   rows.appended = static_cast<int>(append.seqlen);
-  constexpr int64_t kMost = int64_t{1} << 30;
-  rows.capacity = static_cast<int>(std::min(kMost, paged ? c.max_blocks * c.block_size : c.block_size));
+  rows.capacity = steps::capacity_of(c);
   return rows;
 }
 

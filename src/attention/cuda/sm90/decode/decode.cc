@@ -33,7 +33,7 @@ Status set_cache(const AttentionProblem& problem, const CacheView& cache, bool s
     p.box_rows = static_cast<int32_t>(std::gcd(cache.block_size, int64_t{kTile}));
   p.box_panels = any_dim ? 1 : p.box_rows == kTile || (small_boxes && p.box_rows == 16) ? panels : 1;
   const auto map = [&](CUtensorMap* map, const char* what, const Strided<void*>& rows) {
-    const Strided<const void*> tensor = {rows.data, rows.batch_stride, rows.row_stride, rows.head_stride};
+    const Strided<const void*> tensor = read_only(rows);
     if (any_dim) {
       return row_map(map, what, problem.dtype, tensor, cache.num_blocks, cache.block_size, problem.kv_heads,
                      problem.head_dim, p.box_rows, Promotion::none);

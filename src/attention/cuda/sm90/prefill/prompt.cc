@@ -13,7 +13,7 @@ Status attend_prompt(tessera::cuda::Launch& launch, const AttentionProblem& p, c
   problem.seqused_k = c.seqlens;
   PageTable pages;
   if (c.block_table != nullptr) {
-    pages = {c.block_table, c.table_stride > 0 ? c.table_stride : c.max_blocks, c.block_size, c.num_blocks};
+    pages = {c.block_table, steps::table_stride_of(c), c.block_size, c.num_blocks};
     problem.seqlen_k = c.max_blocks * c.block_size;
   } else if (c.cache_batch_idx != nullptr) {
     pages = {c.cache_batch_idx, 1, c.block_size, c.num_blocks};
