@@ -37,6 +37,7 @@
 #include "attention/cuda/common/tile.cuh"
 #include "attention/cuda/common/wgmma.cuh"
 #include "attention/cuda/sm90/prefill/config.h"
+#include "attention/cuda/sm90/prefill/producer.cuh"
 #include "attention/cuda/sm90/prefill/schedule.h"
 
 namespace tessera::attention::cuda::sm90 {
@@ -66,6 +67,7 @@ struct Prefill {
                         kGrouped = C::kForm == Form::grouped;
   using Params = typename C::Params;
   using Rows = sm90::Sequence;
+  using Shared = PrefillShared<C>;
 
   static constexpr DType kType = std::is_same_v<T, __half> ? DType::f16 : DType::bf16;
   using QFragments = uint32_t[C::kQInRegisters ? D / 16 : 1][4];
@@ -131,13 +133,6 @@ struct Prefill {
     }
     fence_async_shared();
     named_barrier_sync(1 + group, 128);
-  }
-
-  // Of rows [first, last] of a tile's head.
-  static __device__ __forceinline__ KeyBlocks blocks_of(const Params& p, const Rows& sequence, int first,
-                                                        int last) {
-    return key_blocks<BN, C::kSight, C::kForm>(p, sequence, row_at<C::kForm>(p, first),
-                                               row_at<C::kForm>(p, last));
   }
 
   static __device__ __forceinline__ int64_t kv_index(const Params& p, const TileIndex& index) {
@@ -290,136 +285,6 @@ struct Prefill {
     }
   }
 
-  struct Shared {
-    uint32_t base;
-    // A warpgroup's Q buffers are stages of one ring: group * kQBuffers + buffer.
-    __device__ __forceinline__ uint32_t q(uint32_t stage) const { return base + stage * C::kQBytes; }
-    __device__ __forceinline__ uint32_t o(int group) const {
-      return base + (C::kOInQ ? 0 : C::kO) + group * C::kQBytes;
-    }
-    __device__ __forceinline__ uint32_t k(uint32_t stage) const {
-      return base + C::kK + stage * C::kTileBytes;
-    }
-    __device__ __forceinline__ uint32_t v(uint32_t stage) const {
-      return base + C::kV + stage * C::kTileBytes;
-    }
-    __device__ __forceinline__ Ring k_ring() const { return {base + C::kBarriers}; }
-    __device__ __forceinline__ Ring v_ring() const { return {base + C::kBarriers + 16 * C::kStages}; }
-    __device__ __forceinline__ Ring q_ring() const { return {base + C::kBarriers + 32 * C::kStages}; }
-    __device__ __forceinline__ Ring tile_ring() const { return {base + kTiles}; }
-    // The two tiles on their way.
-    __device__ __forceinline__ uint32_t tile(uint32_t stage) const { return base + kTiles + 32 + 4 * stage; }
-    static constexpr uint32_t kTiles = C::kBarriers + 32 * C::kStages + 16 * kGroups * C::kQBuffers;
-  };
-
-  static __device__ __forceinline__ int load_shared(uint32_t address) {
-    int value;
-    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
-  }
-  static __device__ __forceinline__ void store_shared(uint32_t address, int value) {
-    asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-  }
-
-  // The tile after `tile`, or p.tiles. The counter's last fetch of a launch sets it back to 0: of `tiles`
-  // fetches in all, because every block's first tile is its own number and each block fetches until it gets
-  // one past the end.
-  static __device__ __forceinline__ int fetch(const Params& p) {
-    const int fetched = atomicAdd(p.next_tile, 1);
-    if (fetched == p.tiles - 1) *p.next_tile = 0;
-    return at_most(fetched + static_cast<int>(gridDim.x), p.tiles);
-  }
-
-  // Keys [block * BN, + BN) of the sequence to a tile. Pages past the last key are not looked up: their rows
-  // stay as they are, and are masked.
-  static __device__ __forceinline__ void load_keys(const Params& p, const Rows& sequence,
-                                                   const CUtensorMap* map, uint32_t tile, uint32_t full,
-                                                   int block, int kv_head, int batch) {
-    if constexpr (kRagged) {
-      if (p.block_table != nullptr) {
-        const int boxes = BN / p.box_rows;
-        const int present =
-            at_most(at_least((sequence.keys - block * BN + p.box_rows - 1) / p.box_rows, 0), boxes);
-        mbarrier_arrive_expect(full, present * p.box_rows * kPanels * 128);
-#pragma unroll 1
-        for (int box = 0; box < present; ++box) {
-          const int key = block * BN + box * p.box_rows;
-          const int index = static_cast<int>(p.page.quotient(static_cast<uint32_t>(key)));
-          const int id =
-              at_most(at_least(p.block_table[int64_t{batch} * p.table_stride + index], 0), p.pages - 1);
-#pragma unroll 1
-          for (int panel = 0; panel < kPanels; ++panel) {
-            tma_load_4d(tile + panel * (BN * 128) + box * p.box_rows * 128, map, full, 64 * panel,
-                        key - index * static_cast<int>(p.page.divisor), kv_head, id);
-          }
-        }
-        return;
-      }
-    }
-    mbarrier_arrive_expect(full, C::kTileBytes);
-#pragma unroll
-    for (int panel = 0; panel < kPanels; ++panel) {
-      tma_load_4d(tile + panel * (BN * 128), map, full, 64 * panel, sequence.k_first + block * BN, kv_head,
-                  sequence.k_batch);
-    }
-  }
-
-  // Warp 0: tiles, Q and K. Warp 1: V. One thread each.
-  static __device__ __forceinline__ void produce(const Params& p, const Shared& shared, bool values) {
-    RingPosition<C::kStages> at;
-    RingPosition<2> tiles;
-    RingPosition<C::kQBuffers> q_at;
-    for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;) {
-      const TileIndex index = tile_index<C::kDynamic, kGrouped>(p, tile);
-      const Rows rows = sequence<C::kForm>(p, index.batch);
-      const int first = index.m * C::kRows, count = row_count<C::kForm>(p, rows);
-      if (!kRagged || first < count) {
-        const KeyBlocks blocks = blocks_of(p, rows, first, at_most(first + C::kRows, count) - 1);
-        if (!values) {
-#pragma unroll 1
-          for (int group = 0; group < kGroups; ++group) {
-            const uint32_t stage = group * C::kQBuffers + q_at.stage;
-            shared.q_ring().acquire(stage, q_at.phase);
-            shared.q_ring().expect(
-                stage, kGrouped ? p.positions.divisor * p.group.divisor * (kPanels * 128) : C::kQBytes);
-#pragma unroll
-            for (int panel = 0; panel < kPanels; ++panel) {
-              const int row = rows.q_first + row_at<C::kForm>(p, first + 64 * group);
-              tma_load_4d(shared.q(stage) + panel * (64 * 128), &p.q, shared.q_ring().full(stage), 64 * panel,
-                          kGrouped ? index.head : row, kGrouped ? row : index.head, rows.q_batch);
-            }
-          }
-          q_at.next();
-        }
-        const Ring ring = values ? shared.v_ring() : shared.k_ring();
-        const CUtensorMap* const map = values ? &p.v : &p.k;
-        const uint32_t tiles_at = values ? shared.v(0) : shared.k(0);
-#pragma unroll 1
-        for (int block = blocks.high - 1; block >= blocks.low; --block) {
-          ring.acquire(at.stage, at.phase);
-          load_keys(p, rows, map, tiles_at + at.stage * C::kTileBytes, ring.full(at.stage), block,
-                    index.kv_head, index.batch);
-          at.next();
-        }
-      }
-      if constexpr (C::kDynamic) {
-        if (values) {
-          shared.tile_ring().wait(tiles.stage, tiles.phase);
-          tile = load_shared(shared.tile(tiles.stage));
-          shared.tile_ring().release(tiles.stage);
-        } else {
-          tile = fetch(p);
-          shared.tile_ring().acquire(tiles.stage, tiles.phase);
-          store_shared(shared.tile(tiles.stage), tile);
-          mbarrier_arrive(shared.tile_ring().full(tiles.stage));
-        }
-        tiles.next();
-      } else {
-        tile += static_cast<int>(gridDim.x);
-      }
-    }
-  }
-
   static __device__ __forceinline__ void consume(const Params& p, const Shared& shared, int group) {
     const int thread = static_cast<int>(threadIdx.x & 127), lane = thread & 31;
     RingPosition<C::kStages> k_at, v_at;
@@ -435,7 +300,7 @@ struct Prefill {
         tile = next_tile(shared, tiles, tile, lane);
         continue;
       }
-      const KeyBlocks all = blocks_of(p, rows, first, at_most(first + C::kRows, count) - 1);
+      const KeyBlocks all = blocks_of<C>(p, rows, first, at_most(first + C::kRows, count) - 1);
       const int my_first = first + 64 * group;
       if (kRagged && my_first >= count) {
         // A warpgroup without rows leaves the tensor cores to the others.
@@ -450,7 +315,7 @@ struct Prefill {
         tile = next_tile(shared, tiles, tile, lane);
         continue;
       }
-      const KeyBlocks mine = blocks_of(p, rows, my_first, my_first + 63);
+      const KeyBlocks mine = blocks_of<C>(p, rows, my_first, my_first + 63);
       const int low = at_least(mine.low, all.low), high = at_least(at_most(mine.high, all.high), low + 1);
       const uint32_t q_stage = group * C::kQBuffers + q_at.stage;
       const uint32_t q_tile = shared.q(q_stage);
@@ -566,7 +431,7 @@ struct Prefill {
                                                   int lane) {
     if constexpr (!C::kDynamic) return tile + static_cast<int>(gridDim.x);
     shared.tile_ring().wait(tiles.stage, tiles.phase);
-    const int next = __shfl_sync(0xffffffffu, load_shared(shared.tile(tiles.stage)), 0);
+    const int next = __shfl_sync(0xffffffffu, shared.load_tile(tiles.stage), 0);
     if (lane == 0) shared.tile_ring().release(tiles.stage);
     tiles.next();
     return next;
@@ -770,10 +635,11 @@ __global__ __launch_bounds__(C::kThreads,
     prefetch_tensor_map(&p.k);
     prefetch_tensor_map(&p.v);
     prefetch_tensor_map(&p.o);
-    shared.k_ring().init(C::kStages, 1, 4 * C::kGroups);
-    shared.v_ring().init(C::kStages, 1, 4 * C::kGroups);
+    const int producers = has_helpers<C>(p) ? 2 : 1;  // of K, and of V
+    shared.k_ring().init(C::kStages, producers, 4 * C::kGroups);
+    shared.v_ring().init(C::kStages, producers, 4 * C::kGroups);
     shared.q_ring().init(C::kGroups * C::kQBuffers, 1, C::kOInQ ? 1 : 4);
-    shared.tile_ring().init(2, 1, 4 * C::kGroups + 1);
+    shared.tile_ring().init(2, 1, 4 * C::kGroups + 2 * producers - 1);
     fence_barrier_init();
   }
   if constexpr (C::kForm == Form::grouped) {
@@ -787,8 +653,17 @@ __global__ __launch_bounds__(C::kThreads,
   __syncthreads();
   if (group < 0) {
     registers_down<C::kProducerRegisters>();
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    if (warp < 2 && (threadIdx.x & 31) == 0) Kernel::produce(p, shared, warp == 1);
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x & 31);
+    if constexpr (!Kernel::kRagged) {
+      if (warp < 2 && lane == 0) PrefillProducer<C, DenseRole>{p, shared, {warp == 1}, lane}.run();
+    } else {
+      if (warp == 0) PrefillProducer<C, RaggedRole<false, false>>{p, shared, {}, lane}.run();
+      if (warp == 1) PrefillProducer<C, RaggedRole<true, false>>{p, shared, {}, lane}.run();
+      if (warp == 2 && has_helpers<C>(p))
+        PrefillProducer<C, RaggedRole<false, true>>{p, shared, {}, lane}.run();
+      if (warp == 3 && has_helpers<C>(p))
+        PrefillProducer<C, RaggedRole<true, true>>{p, shared, {}, lane}.run();
+    }
   } else {
     registers_up<C::kConsumerRegisters>();
     Kernel::consume(p, shared, group);
