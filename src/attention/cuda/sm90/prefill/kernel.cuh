@@ -343,7 +343,7 @@ struct Prefill {
       // Q's fragments have been read by the product just waited for: only now its buffer may be written
       // again.
       if (C::kQInRegisters && lane == 0) shared.q_ring().release(q_stage);
-      if (lane == 0) shared.k_ring().release(k_at.stage);
+      release(shared.k_ring(), k_at.stage, lane);
       k_at.next();
       if constexpr (kGeneral) {
         score(p, rows, s, index, high - 1, my_first);
@@ -392,11 +392,11 @@ struct Prefill {
           state.l[1] += sums[1];
         }
         __syncwarp();
-        if (lane == 0) shared.k_ring().release(k_at.stage);
+        release(shared.k_ring(), k_at.stage, lane);
         k_at.next();
         wgmma_wait<0>();
         pin(o);
-        if (lane == 0) shared.v_ring().release(v_at.stage);
+        release(shared.v_ring(), v_at.stage, lane);
         v_at.next();
         if (again) {
 #pragma unroll
@@ -416,7 +416,7 @@ struct Prefill {
       wgmma_commit();
       wgmma_wait<0>();
       pin(o);
-      if (lane == 0) shared.v_ring().release(v_at.stage);
+      release(shared.v_ring(), v_at.stage, lane);
       v_at.next();
 #pragma unroll 1
       for (int block = low - 1; block >= all.low; --block) skip(shared, k_at, v_at, lane);
@@ -440,11 +440,20 @@ struct Prefill {
   static __device__ __forceinline__ void skip(const Shared& shared, RingPosition<C::kStages>& k_at,
                                               RingPosition<C::kStages>& v_at, int lane) {
     shared.k_ring().wait(k_at.stage, k_at.phase);
-    if (lane == 0) shared.k_ring().release(k_at.stage);
+    release(shared.k_ring(), k_at.stage, lane);
     k_at.next();
     shared.v_ring().wait(v_at.stage, v_at.phase);
-    if (lane == 0) shared.v_ring().release(v_at.stage);
+    release(shared.v_ring(), v_at.stage, lane);
     v_at.next();
+  }
+
+  // A warp is done with a stage of keys.
+  static __device__ __forceinline__ void release(const Ring& ring, uint32_t stage, int lane) {
+    if constexpr (C::kElects) {
+      mbarrier_arrive_elected(ring.empty(stage));
+    } else if (lane == 0) {
+      ring.release(stage);
+    }
   }
 
   template <int N>
@@ -635,7 +644,7 @@ __global__ __launch_bounds__(C::kThreads,
     prefetch_tensor_map(&p.k);
     prefetch_tensor_map(&p.v);
     prefetch_tensor_map(&p.o);
-    const int producers = has_helpers<C>(p) ? 2 : 1;  // of K, and of V
+    constexpr int producers = Kernel::kRagged ? 2 : 1;  // of K, and of V
     shared.k_ring().init(C::kStages, producers, 4 * C::kGroups);
     shared.v_ring().init(C::kStages, producers, 4 * C::kGroups);
     shared.q_ring().init(C::kGroups * C::kQBuffers, 1, C::kOInQ ? 1 : 4);
@@ -659,10 +668,8 @@ __global__ __launch_bounds__(C::kThreads,
     } else {
       if (warp == 0) PrefillProducer<C, RaggedRole<false, false>>{p, shared, {}, lane}.run();
       if (warp == 1) PrefillProducer<C, RaggedRole<true, false>>{p, shared, {}, lane}.run();
-      if (warp == 2 && has_helpers<C>(p))
-        PrefillProducer<C, RaggedRole<false, true>>{p, shared, {}, lane}.run();
-      if (warp == 3 && has_helpers<C>(p))
-        PrefillProducer<C, RaggedRole<true, true>>{p, shared, {}, lane}.run();
+      if (warp == 2) PrefillProducer<C, RaggedRole<false, true>>{p, shared, {}, lane}.run();
+      if (warp == 3) PrefillProducer<C, RaggedRole<true, true>>{p, shared, {}, lane}.run();
     }
   } else {
     registers_up<C::kConsumerRegisters>();

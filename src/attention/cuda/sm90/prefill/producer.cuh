@@ -1,6 +1,6 @@
 // The forward kernel's producers: one warp brings tiles of Q and K to shared memory by TMA, another V, one
-// thread each. Where sequences lie in pages a warp's lanes look up a block's pages at once, and since a
-// thread issues a box in some 150 cycles, two more warps take every other box of pages smaller than a block.
+// thread each. Where sequences lie in pages a warp's lanes look up a block's pages at once; a thread issues a
+// box in some 150 cycles, so two more warps take every other box.
 #pragma once
 
 #include <cstdint>
@@ -46,13 +46,6 @@ __device__ __forceinline__ KeyBlocks blocks_of(const PrefillParams& p, const Seq
                                                int last) {
   return key_blocks<C::BN, C::kSight, C::kForm>(p, rows, row_at<C::kForm>(p, first),
                                                 row_at<C::kForm>(p, last));
-}
-
-// Whether two more warps issue boxes.
-template <typename C>
-__device__ __forceinline__ bool has_helpers(const PrefillParams& p) {
-  if constexpr (C::kForm == Form::dense) return false;
-  return p.block_table != nullptr && p.box_rows < C::BN;
 }
 
 // What a producer brings: V, else Q and K; helping, only every other box of them. The dense form's two
@@ -109,19 +102,18 @@ struct PrefillProducer {
   }
 
   // Keys [block * BN, + BN) of the sequence to a tile. Pages past the last key are not looked up: their rows
-  // stay as they are, and are masked.
+  // stay as they are, and are masked. A helper arrives also where it has no box: neither of the two may be
+  // rounds behind the other, or it would take a stage that is in use for a free one.
   __device__ __forceinline__ void load_keys(const Sequence& sequence, const CUtensorMap* map, uint32_t tile,
                                             uint32_t full, int block, int kv_head, const Box& mine) const {
     if constexpr (kRagged) {
       if (p.block_table != nullptr) {
         const int present =
             at_most(at_least((sequence.keys - block * BN + p.box_rows - 1) / p.box_rows, 0), BN / p.box_rows);
-        // A helper announces its boxes also where it has none: then neither is a round behind the other.
-        const bool halved = has_helpers<C>(p);
-        const int boxes = role.helps ? present / 2 : halved ? (present + 1) / 2 : present;
+        const int boxes = role.helps ? present / 2 : (present + 1) / 2;
         if (leads()) mbarrier_arrive_expect(full, boxes * p.box_rows * kPanels * 128);
 #pragma unroll 1
-        for (int box = role.helps ? 1 : 0; box < present; box += halved ? 2 : 1) {
+        for (int box = role.helps ? 1 : 0; box < present; box += 2) {
           const int page = __shfl_sync(0xffffffffu, mine.page, box);
           const int slot = __shfl_sync(0xffffffffu, mine.slot, box);
           if (leads()) {
@@ -135,7 +127,9 @@ struct PrefillProducer {
         return;
       }
     }
-    if (leads()) {
+    if (role.helps) {
+      if (leads()) mbarrier_arrive(full);
+    } else if (leads()) {
       mbarrier_arrive_expect(full, C::kTileBytes);
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel) {
