@@ -49,7 +49,7 @@ struct PrefillConfig {
   // How a warp says that it is done with a stage: by elect.sync, or by lane 0, whose predicate is kept or
   // worked out again. Of both the one that leaves the loop over keys without spills
   // (tests/cuda/code_test.py).
-  static constexpr bool kElects = kForm == Form::dense ? D == 64 : D == 128;
+  static constexpr bool kElects = kForm == Form::dense ? D == 64 : D >= 128;
   static_assert(D % 16 == 0 && BN % 16 == 0 && (!kOInQ || !kQInRegisters));
 };
 

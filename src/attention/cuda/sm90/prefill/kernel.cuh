@@ -644,7 +644,7 @@ __global__ __launch_bounds__(C::kThreads,
     prefetch_tensor_map(&p.k);
     prefetch_tensor_map(&p.v);
     prefetch_tensor_map(&p.o);
-    constexpr int producers = Kernel::kRagged ? 2 : 1;  // of K, and of V
+    const int producers = Kernel::kRagged && p.block_table != nullptr ? 2 : 1;  // of K, and of V
     shared.k_ring().init(C::kStages, producers, 4 * C::kGroups);
     shared.v_ring().init(C::kStages, producers, 4 * C::kGroups);
     shared.q_ring().init(C::kGroups * C::kQBuffers, 1, C::kOInQ ? 1 : 4);
@@ -663,13 +663,15 @@ __global__ __launch_bounds__(C::kThreads,
   if (group < 0) {
     registers_down<C::kProducerRegisters>();
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x & 31);
-    if constexpr (!Kernel::kRagged) {
-      if (warp < 2 && lane == 0) PrefillProducer<C, DenseRole>{p, shared, {warp == 1}, lane}.run();
-    } else {
-      if (warp == 0) PrefillProducer<C, RaggedRole<false, false>>{p, shared, {}, lane}.run();
-      if (warp == 1) PrefillProducer<C, RaggedRole<true, false>>{p, shared, {}, lane}.run();
-      if (warp == 2) PrefillProducer<C, RaggedRole<false, true>>{p, shared, {}, lane}.run();
-      if (warp == 3) PrefillProducer<C, RaggedRole<true, true>>{p, shared, {}, lane}.run();
+    if (!Kernel::kRagged || p.block_table == nullptr) {
+      if (warp < 2 && lane == 0) PrefillProducer<C, ThreadRole>{p, shared, {warp == 1}, lane}.run();
+      return;
+    }
+    if constexpr (Kernel::kRagged) {
+      if (warp == 0) PrefillProducer<C, PagesRole<false, false>>{p, shared, {}, lane}.run();
+      if (warp == 1) PrefillProducer<C, PagesRole<true, false>>{p, shared, {}, lane}.run();
+      if (warp == 2) PrefillProducer<C, PagesRole<false, true>>{p, shared, {}, lane}.run();
+      if (warp == 3) PrefillProducer<C, PagesRole<true, true>>{p, shared, {}, lane}.run();
     }
   } else {
     registers_up<C::kConsumerRegisters>();

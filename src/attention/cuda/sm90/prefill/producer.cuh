@@ -1,6 +1,6 @@
-// The forward kernel's producers: one warp brings tiles of Q and K to shared memory by TMA, another V, one
-// thread each. Where sequences lie in pages a warp's lanes look up a block's pages at once; a thread issues a
-// box in some 150 cycles, so two more warps take every other box.
+// The forward kernel's producers: one thread brings tiles of Q and K to shared memory by TMA, one of another
+// warp V. Where sequences lie in pages they are two warps, whose lanes look up a block's pages at once; and
+// as a thread issues a box in some 150 cycles, two more take every other box.
 #pragma once
 
 #include <cstdint>
@@ -48,21 +48,21 @@ __device__ __forceinline__ KeyBlocks blocks_of(const PrefillParams& p, const Seq
                                                 row_at<C::kForm>(p, last));
 }
 
-// What a producer brings: V, else Q and K; helping, only every other box of them. The dense form's two
-// threads share one code, whose registers are recorded; of roles known to the compiler each has fewer.
-struct DenseRole {
+// What a producer brings: V, else Q and K. A thread for each of both; or a warp of pages, or one that helps
+// it.
+struct ThreadRole {
   bool values;
-  static constexpr bool helps = false;
+  static constexpr bool helps = false, pages = false;
 };
 template <bool kValues, bool kHelps>
-struct RaggedRole {
-  static constexpr bool values = kValues, helps = kHelps;
+struct PagesRole {
+  static constexpr bool values = kValues, helps = kHelps, pages = true;
 };
 
 template <typename C, typename Role>
 struct PrefillProducer {
   static constexpr int BN = C::BN, kGroups = C::kGroups, kPanels = C::kPanels;
-  static constexpr bool kRagged = C::kForm != Form::dense, kGrouped = C::kForm == Form::grouped;
+  static constexpr bool kPages = Role::pages, kGrouped = C::kForm == Form::grouped;
   using Params = typename C::Params;
   const Params& p;
   const PrefillShared<C>& shared;
@@ -70,7 +70,7 @@ struct PrefillProducer {
   const int lane;
 
   // Whoever arrives and copies.
-  __device__ __forceinline__ bool leads() const { return !kRagged || lane == 0; }
+  __device__ __forceinline__ bool leads() const { return !kPages || lane == 0; }
 
   // The tile after `tile`, or p.tiles. The counter's last fetch of a launch sets it back to 0: of `tiles`
   // fetches in all, because every block's first tile is its own number and each block fetches until it gets
@@ -82,7 +82,7 @@ struct PrefillProducer {
       if (fetched == p.tiles - 1) *p.next_tile = 0;
       next = at_most(fetched + static_cast<int>(gridDim.x), p.tiles);
     }
-    return kRagged ? __shfl_sync(0xffffffffu, next, 0) : next;
+    return kPages ? __shfl_sync(0xffffffffu, next, 0) : next;
   }
 
   // Of the lane's box of a block: its page, and its first slot in there.
@@ -91,9 +91,9 @@ struct PrefillProducer {
   };
   __device__ __forceinline__ Box box_of(const Sequence& sequence, int block, int batch) const {
     Box box;
-    if constexpr (kRagged) {
+    if constexpr (kPages) {
       const int inside = lane * p.box_rows, key = block * BN + inside;
-      if (p.block_table == nullptr || inside >= BN || key >= sequence.keys) return box;
+      if (inside >= BN || key >= sequence.keys) return box;
       const int index = static_cast<int>(p.page.quotient(static_cast<uint32_t>(key)));
       box.page = at_most(at_least(p.block_table[int64_t{batch} * p.table_stride + index], 0), p.pages - 1);
       box.slot = key - index * static_cast<int>(p.page.divisor);
@@ -106,30 +106,24 @@ struct PrefillProducer {
   // rounds behind the other, or it would take a stage that is in use for a free one.
   __device__ __forceinline__ void load_keys(const Sequence& sequence, const CUtensorMap* map, uint32_t tile,
                                             uint32_t full, int block, int kv_head, const Box& mine) const {
-    if constexpr (kRagged) {
-      if (p.block_table != nullptr) {
-        const int present =
-            at_most(at_least((sequence.keys - block * BN + p.box_rows - 1) / p.box_rows, 0), BN / p.box_rows);
-        const int boxes = role.helps ? present / 2 : (present + 1) / 2;
-        if (leads()) mbarrier_arrive_expect(full, boxes * p.box_rows * kPanels * 128);
+    if constexpr (kPages) {
+      const int present =
+          at_most(at_least((sequence.keys - block * BN + p.box_rows - 1) / p.box_rows, 0), BN / p.box_rows);
+      const int boxes = role.helps ? present / 2 : (present + 1) / 2;
+      if (leads()) mbarrier_arrive_expect(full, boxes * p.box_rows * kPanels * 128);
 #pragma unroll 1
-        for (int box = role.helps ? 1 : 0; box < present; box += 2) {
-          const int page = __shfl_sync(0xffffffffu, mine.page, box);
-          const int slot = __shfl_sync(0xffffffffu, mine.slot, box);
-          if (leads()) {
+      for (int box = role.helps ? 1 : 0; box < present; box += 2) {
+        const int page = __shfl_sync(0xffffffffu, mine.page, box);
+        const int slot = __shfl_sync(0xffffffffu, mine.slot, box);
+        if (leads()) {
 #pragma unroll
-            for (int panel = 0; panel < kPanels; ++panel) {
-              tma_load_4d(tile + panel * (BN * 128) + box * p.box_rows * 128, map, full, 64 * panel, slot,
-                          kv_head, page);
-            }
+          for (int panel = 0; panel < kPanels; ++panel) {
+            tma_load_4d(tile + panel * (BN * 128) + box * p.box_rows * 128, map, full, 64 * panel, slot,
+                        kv_head, page);
           }
         }
-        return;
       }
-    }
-    if (role.helps) {
-      if (leads()) mbarrier_arrive(full);
-    } else if (leads()) {
+    } else {
       mbarrier_arrive_expect(full, C::kTileBytes);
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel) {
@@ -164,7 +158,7 @@ struct PrefillProducer {
       const TileIndex index = tile_index<C::kDynamic, kGrouped>(p, tile);
       const Sequence rows = sequence<C::kForm>(p, index.batch);
       const int first = index.m * C::kRows, count = row_count<C::kForm>(p, rows);
-      if (!kRagged || first < count) {
+      if (C::kForm == Form::dense || first < count) {
         const KeyBlocks blocks = blocks_of<C>(p, rows, first, at_most(first + C::kRows, count) - 1);
         if (!role.values && !role.helps) {
           if (leads()) load_queries(index, rows, first, q_at.stage, q_at.phase);
@@ -177,7 +171,7 @@ struct PrefillProducer {
         for (int block = blocks.high - 1; block >= blocks.low; --block) {
           const Box box = box_of(rows, block, index.batch);  // on its way while the stage is waited for
           ring.acquire(at.stage, at.phase);
-          if constexpr (kRagged) __syncwarp();
+          if constexpr (kPages) __syncwarp();
           load_keys(rows, map, tiles_at + at.stage * C::kTileBytes, ring.full(at.stage), block, index.kv_head,
                     box);
           at.next();
@@ -187,7 +181,7 @@ struct PrefillProducer {
         if (role.values || role.helps) {
           shared.tile_ring().wait(tiles.stage, tiles.phase);
           tile = shared.load_tile(tiles.stage);
-          if constexpr (kRagged) __syncwarp();
+          if constexpr (kPages) __syncwarp();
           if (leads()) shared.tile_ring().release(tiles.stage);
         } else {
           tile = fetch();
