@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""The machine code of the plain Hopper forward is as recorded: registers, spills and HGMMA instructions of each kernel.
+"""The machine code of the Hopper forward is as recorded.
 
     code_test.py OBJECT_FOLDER NVCC [--update]
 
-A feature that is added beside the plain path must not change it; what a compiler makes of it is only comparable with the same
-compiler, so the record (prefill_code.json) names ptxas' version and another one skips the test. Registers and spills come from
-ptxas' own report beside each object, HGMMA from cuobjdump where the toolkit has it. --update records what is there now.
+Of each plain kernel registers, spills and HGMMA instructions: a feature that is added beside the plain path must not change it. Of
+every kernel the loads and stores of local memory in the loop over keys, where a spill costs time in each block: none but those
+recorded. What a compiler makes of a kernel is only comparable with the same compiler, so the record (prefill_code.json) names ptxas'
+version and another one skips the test. Registers and spills come from ptxas' own report beside each object, instructions from
+cuobjdump where there is one. --update records what is there now.
 """
 
 import json
@@ -32,6 +34,12 @@ def name_of(line):
     return found.group(1).replace("tessera::attention::cuda::sm90::", "").replace(", (Form)0", "")
 
 
+def any_name_of(line):
+    """The configuration of any prefill kernel named in the line, or None."""
+    found = re.search(r"prefill_kernel<(?:\w+::)*(\w+<.*?>) ?>\(", line)
+    return None if found is None else found.group(1).replace("tessera::attention::cuda::sm90::", "")
+
+
 def reported(folder):
     """{kernel: {registers, stack, spill_stores, spill_loads}} of ptxas' reports."""
     kernels, name = {}, None
@@ -50,16 +58,33 @@ def reported(folder):
     return kernels
 
 
-def count_hgmma(folder, cuobjdump, kernels):
-    """Adds hgmma to the kernels."""
-    for path in sorted(folder.glob("prefill_*.cu.o")):
+def disassembled(folder, cuobjdump):
+    """(name_of, any_name_of, [(address, instruction)]) of every prefill kernel."""
+    for path in sorted(folder.glob("*.cu.o")):
         sass = subprocess.run([cuobjdump, "-sass", str(path)], capture_output=True, text=True, check=True).stdout
-        name = None
-        for line in demangled("\n".join(x for x in sass.splitlines() if "Function :" in x or "HGMMA" in x)).splitlines():
-            if "Function :" in line:
-                name = name_of(line)
-            elif name in kernels:
-                kernels[name]["hgmma"] = kernels[name].get("hgmma", 0) + 1
+        for part in sass.split("\t\tFunction : ")[1:]:
+            mangled, _, text = part.partition("\n")
+            if "prefill_kernel" in mangled:
+                found = re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(\S.*?) ;", text)
+                line = demangled(mangled)
+                yield name_of(line), any_name_of(line), [(int(address, 16), what) for address, what in found]
+
+
+def local_in_loop(name, code):
+    """Loads and stores of local memory in the loop over keys: the smallest with the products of a block, D / 16 HGMMA for its scores
+    and a column part's keys / 16 for each part of its values."""
+    numbers = [int(x) for x in re.findall(r"[ (<](\d+)(?=[,>])", name)]
+    dim, keys = (numbers[0], numbers[2]) if name.startswith("PrefillConfig") else (256, 64)
+    products = dim // 16 + keys // 16 * (2 if dim > 128 else 1)
+    loops = []
+    for address, what in code:
+        if (found := re.search(r"\bBRA(?:\.\S+)? .*?0x([0-9a-f]+)$", what)) and int(found.group(1), 16) < address:
+            inside = [w for a, w in code if int(found.group(1), 16) <= a <= address]
+            if sum("HGMMA" in w for w in inside) >= products:
+                loops.append(inside)
+    if not loops:
+        sys.exit(f"{name}: no loop with {products} HGMMA was found")
+    return sum(re.search(r"\b(LDL|STL)\b", w) is not None for w in min(loops, key=len))
 
 
 def ptxas_version(nvcc):
@@ -75,15 +100,21 @@ def main():
         sys.exit(f"no report of ptxas on a plain prefill kernel in {folder}: is the library built?")
     beside = pathlib.Path(nvcc).resolve().parent / "cuobjdump"
     cuobjdump = str(beside) if beside.exists() else shutil.which("cuobjdump")
+    local = {}
     if cuobjdump:
-        count_hgmma(folder, cuobjdump, kernels)
+        for plain, name, code in disassembled(folder, cuobjdump):
+            if plain in kernels:
+                kernels[plain]["hgmma"] = sum("HGMMA" in what for _, what in code)
+            local[name] = local_in_loop(name, code)
     version = ptxas_version(nvcc)
     if update:
         if not cuobjdump:
-            sys.exit("cuobjdump is not found; HGMMA cannot be recorded")
+            sys.exit("cuobjdump is not found; HGMMA and loops cannot be recorded")
         lines = [f"  {json.dumps(name)}: {json.dumps(kernels[name], sort_keys=True)}" for name in sorted(kernels)]
-        RECORD.write_text('{"nvcc": "' + version + '",\n"kernels": {\n' + ",\n".join(lines) + "\n}}\n")
-        print(f"recorded {len(kernels)} kernels of nvcc {version}")
+        loops = [f"  {json.dumps(name)}: {count}" for name, count in sorted(local.items()) if count > 0]
+        RECORD.write_text('{"nvcc": "' + version + '",\n"kernels": {\n' + ",\n".join(lines) + '\n},\n"local_in_loop": {\n' +
+                          ",\n".join(loops) + "\n}}\n")
+        print(f"recorded {len(kernels)} plain kernels of nvcc {version}, {len(loops)} of {len(local)} with local memory in the loop")
         return 0
     record = json.loads(RECORD.read_text())
     if record["nvcc"] != version:
@@ -96,12 +127,16 @@ def main():
             want.pop("hgmma", None)
         if found != want:
             wrong.append(f"{name}: is {found}, recorded {want}")
+    for name, count in sorted(local.items()):
+        if count != record["local_in_loop"].get(name, 0):
+            wrong.append(f"{name}: {count} loads and stores of local memory in the loop over keys, "
+                         f"recorded {record['local_in_loop'].get(name, 0)}")
     for line in wrong:
         print(line)
-    uncounted = "" if cuobjdump else "; no cuobjdump, so HGMMA was not counted"
-    print(f"{len(kernels)} plain kernels, {len(wrong)} unlike the record{uncounted}")
+    looked = f"; loops of {len(local)}" if cuobjdump else "; no cuobjdump, so neither HGMMA nor loops were looked at"
+    print(f"{len(kernels)} plain kernels, {len(wrong)} unlike the record{looked}")
     if wrong:
-        print("if the plain path was meant to change: tests/cuda/code_test.py OBJECT_FOLDER NVCC --update")
+        print("if the code was meant to change: tests/cuda/code_test.py OBJECT_FOLDER NVCC --update")
     return 1 if wrong else 0
 
 

@@ -48,8 +48,8 @@ __device__ __forceinline__ KeyBlocks blocks_of(const PrefillParams& p, const Seq
                                                 row_at<C::kForm>(p, last));
 }
 
-// What a producer brings: V, else Q and K. A thread for each of both; or a warp of pages, or one that helps
-// it.
+// What a producer brings: V, else Q and K. A thread's role or, where there are pages, a warp's; one that
+// helps takes every other box of keys.
 struct ThreadRole {
   bool values;
   static constexpr bool helps = false, pages = false;
