@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 RECORD = pathlib.Path(__file__).resolve().parent / "prefill_code.json"
-PLAIN = "(tessera::attention::cuda::sm90::Form)0"
+PLAIN = "(Form)0"
 SKIPPED = 77
 
 
@@ -27,28 +27,20 @@ def demangled(text):
 
 
 def name_of(line):
-    """The configuration of a plain prefill kernel named in the line, or None."""
-    found = re.search(r"PrefillConfig<(.*?)> ?>\(", line)
-    if found is None or PLAIN not in line:
-        return None
-    return found.group(1).replace("tessera::attention::cuda::sm90::", "").replace(", (Form)0", "")
-
-
-def any_name_of(line):
-    """The configuration of any prefill kernel named in the line, or None."""
+    """The configuration of the prefill kernel named in the line, or None."""
     found = re.search(r"prefill_kernel<(?:\w+::)*(\w+<.*?>) ?>\(", line)
     return None if found is None else found.group(1).replace("tessera::attention::cuda::sm90::", "")
 
 
 def reported(folder):
-    """{kernel: {registers, stack, spill_stores, spill_loads}} of ptxas' reports."""
+    """{plain kernel: {registers, stack, spill_stores, spill_loads}} of ptxas' reports."""
     kernels, name = {}, None
-    for path in sorted(folder.glob("prefill_*.ptxas")):
+    for path in sorted(folder.glob("*.ptxas")):
         for line in demangled(path.read_text()).splitlines():
             if "Compiling entry function" in line:
                 name = name_of(line)
                 continue
-            if name is None:
+            if name is None or PLAIN not in name:
                 continue
             if found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
                 stack, stores, loads = map(int, found.groups())
@@ -59,15 +51,14 @@ def reported(folder):
 
 
 def disassembled(folder, cuobjdump):
-    """(name_of, any_name_of, [(address, instruction)]) of every prefill kernel."""
+    """(name, [(address, instruction)]) of every prefill kernel."""
     for path in sorted(folder.glob("*.cu.o")):
         sass = subprocess.run([cuobjdump, "-sass", str(path)], capture_output=True, text=True, check=True).stdout
         for part in sass.split("\t\tFunction : ")[1:]:
             mangled, _, text = part.partition("\n")
             if "prefill_kernel" in mangled:
                 found = re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(\S.*?) ;", text)
-                line = demangled(mangled)
-                yield name_of(line), any_name_of(line), [(int(address, 16), what) for address, what in found]
+                yield name_of(demangled(mangled)), [(int(address, 16), what) for address, what in found]
 
 
 def local_in_loop(name, code):
@@ -102,9 +93,9 @@ def main():
     cuobjdump = str(beside) if beside.exists() else shutil.which("cuobjdump")
     local = {}
     if cuobjdump:
-        for plain, name, code in disassembled(folder, cuobjdump):
-            if plain in kernels:
-                kernels[plain]["hgmma"] = sum("HGMMA" in what for _, what in code)
+        for name, code in disassembled(folder, cuobjdump):
+            if name in kernels:
+                kernels[name]["hgmma"] = sum("HGMMA" in what for _, what in code)
             local[name] = local_in_loop(name, code)
     version = ptxas_version(nvcc)
     if update:

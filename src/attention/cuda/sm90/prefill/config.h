@@ -47,7 +47,7 @@ struct PrefillConfig {
   static constexpr int kBarrierBytes = 16 * (2 * kStages + kGroups * kQBuffers + 2) + 16;
   static constexpr int kSharedBytes = kBarriers + kBarrierBytes + 1024;
   // How a warp says that it is done with a stage: by elect.sync, or by lane 0, whose predicate is kept or
-  // worked out again. Of both the one that leaves the loop over keys without spills
+  // worked out again. Of both the one that leaves the loop over keys fewer spills
   // (tests/cuda/code_test.py).
   static constexpr bool kElects = kForm == Form::dense ? D == 64 : D >= 128;
   static_assert(D % 16 == 0 && BN % 16 == 0 && (!kOInQ || !kQInRegisters));
